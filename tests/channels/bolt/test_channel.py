@@ -1,0 +1,517 @@
+"""BOLT 2's channel machine: random lives of a channel, and everything it must refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from channels.bolt import messages
+from channels.bolt.channel import LEGAL, Channel, State
+from channels.bolt.channel_commitments import local_commitment
+from channels.bolt.commitment import ChannelType, check_signatures
+from channels.bolt.effects import Persist, Send
+from channels.bolt.htlcs import Stage
+from channels.errors import LocalProtocolError, RemoteProtocolError
+from channels.units import BlockHeight, FeeratePerKw, Msat, Sat, ShortChannelId
+from tests.channels.bolt.pair import Pair, Side, hash_of, preimage_of
+
+
+class ChannelLife(RuleBasedStateMachine):
+    """Payments both ways, fees, lost connections and kill -9, in any order.
+
+    Whatever happens, once both sides have talked to the end they agree, no sat is made or lost, and
+    what each holds of its own commitment is signed by the other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = Pair().confirm()
+        self.number = 0
+        self.offered: dict[tuple[str, int], tuple[int, int]] = {}
+        self.claimed: set[tuple[str, int]] = set()
+
+    def side(self, first: bool) -> Side:
+        return self.pair.alice if first else self.pair.bob
+
+    @rule(first=st.booleans(), amount=st.integers(1, 60_000_000))
+    def offer(self, first: bool, amount: int) -> None:
+        side = self.side(first)
+        self.number += 1
+        try:
+            htlc_id = self.pair.offer(side, self.number, Msat(amount))
+        except LocalProtocolError:
+            return
+        self.offered[side.name, htlc_id] = (self.number, amount)
+
+    @rule(first=st.booleans(), fulfill=st.booleans(), pick=st.integers(0, 50))
+    def resolve(self, first: bool, fulfill: bool, pick: int) -> None:
+        side = self.side(first)
+        waiting = side.machine.unresolved()
+        if not waiting:
+            return
+        htlc = waiting[pick % len(waiting)]
+        offerer = self.pair.other(side).name
+        number, _ = self.offered[offerer, htlc.id]
+        if fulfill:
+            side.carry_out(side.machine.fulfill_htlc(htlc.id, preimage_of(number)))
+            self.claimed.add((offerer, htlc.id))
+        elif (offerer, htlc.id) not in self.claimed:
+            side.carry_out(side.machine.fail_htlc(htlc.id, b"no"))
+
+    @rule(feerate=st.integers(253, 3000))
+    def change_fee(self, feerate: int) -> None:
+        try:
+            effects = self.pair.alice.machine.propose_fee(FeeratePerKw(feerate))
+        except LocalProtocolError:
+            return
+        self.pair.alice.carry_out(effects)
+
+    @rule(first=st.booleans())
+    def commit(self, first: bool) -> None:
+        self.side(first).commit()
+
+    @precondition(lambda self: self.pair.alice.outbox)
+    @rule()
+    def deliver_from_alice(self) -> None:
+        self.pair.deliver(self.pair.alice)
+
+    @precondition(lambda self: self.pair.bob.outbox)
+    @rule()
+    def deliver_from_bob(self) -> None:
+        self.pair.deliver(self.pair.bob)
+
+    @rule(restart_alice=st.booleans(), restart_bob=st.booleans())
+    def reconnect(self, restart_alice: bool, restart_bob: bool) -> None:
+        chosen = ((self.pair.alice, restart_alice), (self.pair.bob, restart_bob))
+        self.pair.reconnect(restart=tuple(side for side, again in chosen if again))
+
+    @invariant()
+    def nobody_failed(self) -> None:
+        assert not self.pair.alice.failures
+        assert not self.pair.bob.failures
+
+    @invariant()
+    def holds_a_signed_commitment(self) -> None:
+        for side in (self.pair.alice, self.pair.bob):
+            core = side.machine.core
+            commitment = local_commitment(core)
+            check_signatures(
+                commitment,
+                core.state.peer.funding_pubkey,
+                core.state.remote_signature,
+                commitment.spec.keys.remote_htlc,
+                core.state.remote_htlc_signatures,
+            )
+
+    def teardown(self) -> None:
+        pair = self.pair
+        pair.exchange()
+        for side in (pair.alice, pair.bob):
+            for htlc in side.machine.unresolved():
+                number, _ = self.offered[pair.other(side).name, htlc.id]
+                side.carry_out(side.machine.fulfill_htlc(htlc.id, preimage_of(number)))
+        pair.exchange()
+        balances = pair.balances()
+        assert sum(balances) == 1_000_000_000
+        expected = 700_000_000
+        for side, sign in ((pair.alice, -1), (pair.bob, 1)):
+            assert not side.machine.state.log.htlcs
+            for htlc_id in side.fulfilled:
+                assert htlc_id not in side.failed
+                expected += sign * self.offered[side.name, htlc_id][1]
+        assert balances[0] == expected
+
+
+TestChannelLife = ChannelLife.TestCase
+TestChannelLife.settings = settings(
+    max_examples=60,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+@pytest.mark.parametrize("channel_type", list(ChannelType))
+def test_a_life_from_opening_to_mutual_close(channel_type: ChannelType) -> None:
+    pair = Pair(channel_type).confirm()
+    pair.pay(pair.alice, 1, Msat(25_000_000))
+    pair.pay(pair.bob, 2, Msat(1_500))
+    assert pair.balances() == (675_001_500, 324_998_500)
+
+    alice = pair.alice
+    alice.carry_out(alice.machine.close(pair.script("alice"), FeeratePerKw(1000)))
+    pair.exchange()
+
+    assert alice.closing is not None
+    assert alice.closing == pair.bob.closing
+    paid = {output.script: output.value for output in alice.closing.outputs}
+    assert paid[pair.script("bob")] == 324_998  # the opener pays the fee (BOLT 3)
+    fee = 1_000_000 - sum(paid.values()) - 1  # a satoshi was lost to rounding down both sides
+    assert alice.closing.weight < fee <= alice.closing.weight + 3
+
+
+def test_the_provider_can_return_a_few_sats_of_a_new_channel() -> None:
+    """With the reserve at the dust limit and pushed, the far side can refund 3 sat at once."""
+    pair = Pair(push=Msat(546_000), reserve=Sat(546)).confirm()
+    pair.pay(pair.alice, 1, Msat(4_000))
+    pair.pay(pair.bob, 2, Msat(3_000))
+    assert pair.balances()[1] == 547_000
+    with pytest.raises(LocalProtocolError) as refused:
+        pair.offer(pair.bob, 3, Msat(2_000))
+    assert refused.value.reason == "insufficient-balance"
+
+
+def test_an_empty_commitment_is_never_sent() -> None:
+    pair = Pair().confirm()
+    for side in (pair.alice, pair.bob):
+        assert side.machine.commit() == []
+
+
+def test_everything_sent_rests_on_a_state_written_before() -> None:
+    """Each commitment_signed and revoke_and_ack directly follows a Persist."""
+    pair = Pair().confirm()
+    pair.pay(pair.alice, 1, Msat(5_000))
+    pair.pay(pair.bob, 2, Msat(5_000))
+    for side in (pair.alice, pair.bob):
+        for before, effect in zip(side.effects, side.effects[1:], strict=False):
+            if isinstance(effect, Send) and isinstance(
+                effect.message, messages.CommitmentSigned | messages.RevokeAndAck
+            ):
+                assert isinstance(before, Persist)
+
+
+@pytest.mark.parametrize("lost", range(9))
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_connection_lost_at_any_message_of_a_payment(lost: int, restart: bool) -> None:
+    pair = Pair().confirm()
+    htlc_id = pair.offer(pair.alice, 1, Msat(7_000_000))
+    delivered = 0
+
+    def step() -> bool:
+        nonlocal delivered
+        if delivered == lost:
+            delivered += 1
+            pair.reconnect(restart=(pair.alice, pair.bob) if restart else ())
+        for side in (pair.alice, pair.bob):
+            side.commit()
+        for side in (pair.alice, pair.bob):
+            if side.outbox:
+                pair.deliver(side)
+                delivered += 1
+                return True
+        return False
+
+    while step():
+        if pair.bob.machine.unresolved():
+            effects = pair.bob.machine.fulfill_htlc(htlc_id, preimage_of(1))
+            pair.bob.carry_out(effects)
+    assert delivered > lost or lost > 6
+    offered_lost = restart and lost == 0  # never persisted: nothing promised, nothing paid
+    assert pair.alice.fulfilled == ({} if offered_lost else {htlc_id: preimage_of(1)})
+    assert pair.balances()[1] == (300_000_000 if offered_lost else 307_000_000)
+
+
+def test_shutdown_waits_for_htlcs_and_survives_a_reconnection() -> None:
+    pair = Pair().confirm()
+    htlc_id = pair.offer(pair.alice, 1, Msat(9_000_000))
+    pair.exchange()
+    pair.bob.carry_out(pair.bob.machine.close(pair.script("bob"), FeeratePerKw(500)))
+    pair.exchange()
+    assert pair.alice.machine.state.state is State.SHUTTING_DOWN
+    with pytest.raises(LocalProtocolError) as refused:
+        pair.offer(pair.alice, 2, Msat(1_000))
+    assert refused.value.reason == "channel-not-usable"
+    pair.reconnect(restart=(pair.alice,))
+    pair.exchange()
+    assert pair.alice.closing is None
+    pair.bob.carry_out(pair.bob.machine.fulfill_htlc(htlc_id, preimage_of(1)))
+    pair.exchange()
+    assert pair.alice.closing is not None
+    assert pair.alice.closing == pair.bob.closing
+
+
+def test_closing_signed_lost_restarts_the_negotiation() -> None:
+    pair = Pair().confirm()
+    pair.alice.carry_out(pair.alice.machine.close(pair.script("alice"), FeeratePerKw(500)))
+    while pair.alice.machine.state.state is not State.NEGOTIATING:
+        for side in (pair.alice, pair.bob):
+            side.commit()
+            if side.outbox:
+                pair.deliver(side)
+    pair.reconnect(restart=(pair.alice, pair.bob))
+    pair.exchange()
+    assert pair.alice.closing is not None
+    assert pair.alice.closing == pair.bob.closing
+
+
+def test_a_node_restored_from_an_old_backup_does_not_broadcast() -> None:
+    """BOLT 2: who fell behind says so and leaves the closing to the peer."""
+    pair = Pair().confirm()
+    old = pair.alice.disk
+    pair.pay(pair.alice, 1, Msat(5_000))
+    pair.pay(pair.alice, 2, Msat(5_000))
+    pair.alice.disk = old
+    pair.reconnect(restart=(pair.alice,))
+    pair.deliver(pair.bob)
+    assert [f.reason for f in pair.alice.failures] == ["fell-behind"]
+    assert pair.alice.machine.state.state is State.FAILED
+
+
+# --- what a peer may not do ----------------------------------------------------------------------
+
+
+def _example(kind: type[messages.Message]) -> messages.Message:
+    """Any well-formed message of a type, for the channel of a Pair."""
+    pair = Pair().confirm()
+    channel_id = pair.alice.machine.state.channel_id
+    known: dict[str, Any] = {"channel_id": channel_id, "htlc_signature": (), "id": 0}
+    values = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            continue
+        default: Any = bytes(64) if "signature" in field.name else 0
+        if any(word in field.name for word in ("hash", "secret", "preimage", "sha256", "txid")):
+            default = bytes(32)
+        if any(word in field.name for word in ("point", "pubkey")):
+            default = pair.alice.machine.state.local.funding_pubkey
+        if field.name in ("reason", "scriptpubkey", "onion_routing_packet"):
+            default = bytes(1366)
+        values[field.name] = known.get(field.name, default)
+    return kind(**values)
+
+
+_CHANNEL_MESSAGES = sorted(
+    {kind for legal in LEGAL.values() for kind in legal}, key=lambda kind: kind.__name__
+)
+_ILLEGAL = [
+    (state, kind)
+    for state in (State.AWAITING_LOCKIN, State.NORMAL, State.SHUTTING_DOWN, State.NEGOTIATING)
+    for kind in _CHANNEL_MESSAGES
+    if kind not in LEGAL[state]
+]
+
+
+def _in(state: State) -> Pair:
+    pair = Pair()
+    if state is State.AWAITING_LOCKIN:
+        return pair
+    pair.confirm()
+    if state is State.SHUTTING_DOWN:
+        pair.offer(pair.alice, 1, Msat(1_000_000))
+        pair.exchange()
+    if state in (State.SHUTTING_DOWN, State.NEGOTIATING):
+        pair.alice.carry_out(pair.alice.machine.close(pair.script("alice"), FeeratePerKw(500)))
+        while pair.alice.machine.state.state is not state:
+            for side in (pair.alice, pair.bob):
+                side.commit()
+                if side.outbox:
+                    pair.deliver(side)
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"), _ILLEGAL, ids=[f"{s.value}-{k.__name__}" for s, k in _ILLEGAL]
+)
+def test_illegal_cells_of_the_state_table(state: State, kind: type[messages.Message]) -> None:
+    pair = _in(state)
+    assert pair.alice.machine.state.state is state
+    with pytest.raises(RemoteProtocolError) as refused:
+        pair.alice.machine.receive(_example(kind))
+    assert refused.value.reason == "unexpected-message"
+
+
+def _add(pair: Pair, **changes: Any) -> messages.UpdateAddHtlc:
+    fields: dict[str, Any] = {
+        "channel_id": pair.alice.machine.state.channel_id,
+        "id": 0,
+        "amount_msat": Msat(1_000),
+        "payment_hash": hash_of(1),
+        "cltv_expiry": 500,
+        "onion_routing_packet": bytes(1366),
+    }
+    return messages.UpdateAddHtlc(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"id": 1}, "bad-htlc-id"),
+        ({"amount_msat": Msat(0)}, "htlc-below-minimum"),
+        ({"amount_msat": Msat(900_000_000)}, "unaffordable-htlc"),
+        ({"amount_msat": Msat(2_000_000_000)}, "over-max-in-flight"),
+        ({"cltv_expiry": 500_000_000}, "bad-cltv-expiry"),
+    ],
+)
+def test_htlcs_that_break_the_rules(changes: dict[str, Any], reason: str) -> None:
+    pair = Pair().confirm()
+    with pytest.raises(RemoteProtocolError) as refused:
+        pair.alice.machine.receive(_add(pair, **changes))
+    assert refused.value.reason == reason
+
+
+def test_more_htlcs_than_agreed() -> None:
+    pair = Pair(push=Msat(600_000_000)).confirm()
+    alice = pair.alice.machine
+    for number in range(483):
+        alice.receive(_add(pair, id=number))
+    with pytest.raises(RemoteProtocolError) as refused:
+        alice.receive(_add(pair, id=483))
+    assert refused.value.reason == "over-max-accepted-htlcs"
+
+
+def test_a_bad_commitment_signature_leaves_the_old_commitment_usable() -> None:
+    pair = Pair().confirm()
+    pair.pay(pair.bob, 1, Msat(5_000_000))
+    pair.offer(pair.bob, 2, Msat(6_000_000))
+    pair.deliver(pair.bob)
+    pair.bob.commit()
+    raw = bytearray(pair.bob.outbox[0])
+    raw[40] ^= 1
+    bad = messages.decode(bytes(raw))
+    assert isinstance(bad, messages.CommitmentSigned)
+    machine = pair.alice.machine
+    before = machine.state.local_number
+    with pytest.raises(RemoteProtocolError) as refused:
+        machine.receive(bad)
+    assert refused.value.reason == "bad-commitment-signature"
+    assert machine.state.local_number == before
+    ChannelLife.holds_a_signed_commitment(_holder(pair))
+
+
+def _holder(pair: Pair) -> ChannelLife:
+    life = ChannelLife.__new__(ChannelLife)
+    life.pair = pair
+    return life
+
+
+def _after_commit() -> Pair:
+    pair = Pair().confirm()
+    pair.offer(pair.alice, 1, Msat(5_000_000))
+    pair.alice.commit()
+    return pair
+
+
+def test_a_wrong_revocation_secret() -> None:
+    pair = _after_commit()
+    while pair.alice.outbox:
+        pair.deliver(pair.alice)
+    message = messages.decode(pair.bob.outbox[0])
+    assert isinstance(message, messages.RevokeAndAck)
+    for secret in (bytes(32), hash_of(9)):
+        wrong = dataclasses.replace(message, per_commitment_secret=secret)
+        with pytest.raises(RemoteProtocolError) as refused:
+            pair.alice.machine.receive(wrong)
+        assert refused.value.reason == "bad-per-commitment-secret"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (lambda c: messages.CommitmentSigned(c, bytes(64), ()), "empty-commitment"),
+        (lambda c: messages.RevokeAndAck(c, bytes(32), bytes(33)), "unexpected-revocation"),
+        (lambda c: messages.UpdateFulfillHtlc(c, 0, bytes(32)), "unknown-htlc"),
+        (lambda c: messages.UpdateFailHtlc(c, 7, b""), "unknown-htlc"),
+        (lambda c: messages.UpdateFee(c, FeeratePerKw(1000)), "fee-from-accepter"),
+    ],
+)
+def test_messages_out_of_turn(message: Any, reason: str) -> None:
+    pair = Pair().confirm()
+    with pytest.raises(RemoteProtocolError) as refused:
+        pair.alice.machine.receive(message(pair.alice.machine.state.channel_id))
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize("feerate", [1, 252, 50_001])
+def test_fees_out_of_bounds(feerate: int) -> None:
+    pair = Pair().confirm()
+    bob = pair.bob.machine
+    with pytest.raises(RemoteProtocolError) as refused:
+        bob.receive(messages.UpdateFee(bob.state.channel_id, FeeratePerKw(feerate)))
+    assert refused.value.reason == "bad-feerate"
+
+
+def test_a_preimage_of_another_hash() -> None:
+    pair = Pair().confirm()
+    htlc_id = pair.offer(pair.alice, 1, Msat(5_000_000))
+    pair.exchange()
+    channel_id = pair.alice.machine.state.channel_id
+    with pytest.raises(RemoteProtocolError) as refused:
+        pair.alice.machine.receive(messages.UpdateFulfillHtlc(channel_id, htlc_id, preimage_of(2)))
+    assert refused.value.reason == "bad-preimage"
+
+
+def test_resolving_twice_is_refused_on_our_side() -> None:
+    pair = Pair().confirm()
+    htlc_id = pair.offer(pair.alice, 1, Msat(5_000_000))
+    pair.exchange()
+    pair.bob.machine.fulfill_htlc(htlc_id, preimage_of(1))
+    with pytest.raises(LocalProtocolError) as refused:
+        pair.bob.machine.fail_htlc(htlc_id, b"")
+    assert refused.value.reason == "no-such-htlc"
+    log = pair.bob.machine.state.log
+    assert [h.removed for h in log.htlcs] == [Stage.PROPOSED]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"next_commitment_number": 0}, "bad-commitment-number"),
+        ({"next_commitment_number": 9}, "bad-commitment-number"),
+        ({"next_revocation_number": 9}, "bad-revocation-number"),
+        ({"next_revocation_number": 0}, "bad-revocation-number"),
+        ({"your_last_per_commitment_secret": bytes(32)}, "bad-last-secret"),
+    ],
+)
+def test_reestablish_that_lies(changes: dict[str, Any], reason: str) -> None:
+    pair = Pair().confirm()
+    for number in range(3):
+        pair.pay(pair.bob, number, Msat(5_000_000))
+    pair.reconnect()
+    honest = messages.decode(pair.bob.outbox[0])
+    assert isinstance(honest, messages.ChannelReestablish)
+    with pytest.raises(RemoteProtocolError) as refused:
+        pair.alice.machine.receive(dataclasses.replace(honest, **changes))
+    assert refused.value.reason == reason
+
+
+def test_a_failed_channel_says_so_again_and_does_nothing_else() -> None:
+    pair = Pair().confirm()
+    machine = pair.alice.machine
+    pair.alice.carry_out(machine.fail(RemoteProtocolError("bad-feerate", "The fee is silly.")))
+    assert pair.deliver(pair.alice) == messages.Error(
+        machine.state.channel_id, b"The fee is silly."
+    )
+    assert pair.bob.machine.state.state is State.FAILED
+    pair.reconnect(restart=(pair.alice,))
+    assert isinstance(messages.decode(pair.alice.outbox[0]), messages.Error)
+    assert pair.alice.machine.receive(_add(pair)) == []
+
+
+def test_a_channel_confirmed_while_the_peer_was_away() -> None:
+    pair = Pair()
+    pair.reconnect(restart=(pair.alice, pair.bob))
+    scid = ShortChannelId.of(101, 1, 0)
+    for side in (pair.alice, pair.bob):
+        side.carry_out(side.machine.disconnected())
+        side.carry_out(side.machine.funding_confirmed(1, BlockHeight(101), scid))
+        assert not [e for e in side.effects[-2:] if isinstance(e, Send)]
+    pair.reconnect()
+    pair.exchange()
+    assert pair.alice.machine.usable
+    pair.pay(pair.alice, 1, Msat(5_000))
+
+
+def test_usable_says_when_payments_flow() -> None:
+    pair = Pair()
+    channel: Channel = pair.alice.machine
+    assert not channel.usable
+    pair.confirm()
+    assert channel.usable
+    channel.disconnected()
+    assert not channel.usable
