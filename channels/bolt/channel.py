@@ -206,9 +206,15 @@ class Channel:
             if not h.ours and h.added is Stage.DONE and h.removed is None
         ]
 
-    def funding_spent(self, deep: bool) -> list[Effect]:
-        """The funding output is spent on chain; `deep` once that can't be undone any more."""
-        self._core.state.state = State.CLOSED if deep else State.ONCHAIN
+    def funding_spent(self, height: BlockHeight) -> list[Effect]:
+        """A transaction in block `height` spends the funding output."""
+        self._core.state.state = State.ONCHAIN
+        self._core.state.spent_height = height
+        return [Persist()]
+
+    def forget(self) -> list[Effect]:
+        """The spending transaction is too deep to be undone: the channel is history."""
+        self._core.state.state = State.CLOSED
         return [Persist()]
 
     def fail(self, error: RemoteProtocolError | LocalProtocolError) -> list[Effect]:

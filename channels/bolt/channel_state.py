@@ -85,6 +85,7 @@ class ClosingState(msgspec.Struct, kw_only=True):
 
     local_scriptpubkey: bytes | None = None
     remote_scriptpubkey: bytes | None = None
+    closer: str | None = None  # who said shutdown first: "local" or "remote"
     shutdown_sent: bool = False
     feerate_per_kw: FeeratePerKw | None = None
     sent_fee_satoshis: Sat | None = None
@@ -112,6 +113,7 @@ class ChannelState(msgspec.Struct, kw_only=True):
     minimum_depth: int = 0
     short_channel_id: ShortChannelId | None = None
     funding_height: BlockHeight | None = None
+    spent_height: BlockHeight | None = None  # of the transaction that spent the funding output
     ready_sent: bool = False
     ready_received: bool = False
 

@@ -85,6 +85,21 @@ class LiveHtlc(msgspec.Struct, kw_only=True):
     def in_view(self, view: View) -> bool:
         return in_view(view, self.ours, self.added) and not self.removed_in(view)
 
+    @property
+    def lightningd_state(self) -> str:
+        """The name that lightningd's listpeerchannels gives to this point of an HTLC's life."""
+        ours = self.ours if self.removed is None else not self.ours
+        stage = self.added if self.removed is None else self.removed
+        mine, theirs = ("SENT", "RCVD") if ours else ("RCVD", "SENT")
+        verb = "ADD" if self.removed is None else "REMOVE"
+        return {
+            Stage.PROPOSED: f"{mine}_{verb}_HTLC",
+            Stage.SIGNED: f"{mine}_{verb}_COMMIT",
+            Stage.REVOKED: f"{theirs}_{verb}_REVOCATION",
+            Stage.ACK_SIGNED: f"{theirs}_{verb}_ACK_COMMIT",
+            Stage.DONE: f"{mine}_{verb}_ACK_REVOCATION",
+        }[stage]
+
     def removed_in(self, view: View) -> bool:
         # The side that received the HTLC is the one that proposes its removal.
         return self.removed is not None and in_view(view, not self.ours, self.removed)

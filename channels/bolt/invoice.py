@@ -163,7 +163,9 @@ def decode(text: str) -> Invoice:
     signed, signature = groups[:-_SIGNATURE_GROUPS], groups[-_SIGNATURE_GROUPS:]
     single, routes, fallbacks, extra = _read_fields(signed[_TIMESTAMP_GROUPS:])
     if "p" not in single:
-        raise UserError("invoice-lacks-payment-hash", "The invoice has no payment hash; ask for another.")
+        raise UserError(
+            "invoice-lacks-payment-hash", "The invoice has no payment hash; ask for another."
+        )
     if ("d" in single) == ("h" in single):
         raise UserError(
             "invoice-description", "The invoice must have one description or description hash."
@@ -362,7 +364,9 @@ def _payee(hrp: str, signed: bytes, signature: bytes, named: bytes | None) -> by
     # Without `n` both high and low s are accepted.
     payee = keys.recover(digest, signature)
     if payee is None:
-        raise UserError("invoice-signature", "The signature of the invoice is not valid; copy it again.")
+        raise UserError(
+            "invoice-signature", "The signature of the invoice is not valid; copy it again."
+        )
     return payee
 
 
@@ -379,9 +383,9 @@ def _digest(hrp: str, signed: bytes) -> bytes:
 def encode(invoice: Invoice, node_secret: bytes, *, name_payee: bool = False) -> str:
     """Sign and write an invoice. `invoice.payee` may be left empty; `name_payee` adds `n`.
 
-    Raises UserError for what a person chose ("invoice-amount", "invoice-description",
-    "invoice-description-text", "invoice-too-long", "invoice-field-too-long"), LocalProtocolError("invoice-invalid") for the
-    rest.
+    Raises UserError for what a person chose: "invoice-amount", "invoice-description",
+    "invoice-description-text", "invoice-too-long", "invoice-field-too-long". Raises
+    LocalProtocolError("invoice-invalid") for the rest.
     """
     payee = keys.public_key(node_secret)
     _check_writable(invoice, payee)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_t
 
 from channels.bolt import wire
 from channels.bolt.wire import Codec, Reader
-from channels.errors import LocalProtocolError, RemoteProtocolError
+from channels.errors import LocalProtocolError
 from channels.units import FeeratePerKw, Msat, Sat, ShortChannelId
 
 Hash = Annotated[bytes, wire.HASH]
@@ -84,7 +84,7 @@ class Unknown:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """A message's fields in the order of the wire, which is the order of the dataclass."""
 
     message: type[Message]
@@ -92,7 +92,9 @@ class _Layout:
     tlvs: dict[int, tuple[str, Codec[Any]]]
 
 
-_LAYOUTS: dict[int, _Layout] = {}
+CODECS: dict[int, Layout] = {}
+"""The codec table, by message type."""
+
 _M = TypeVar("_M", bound=Message)
 
 
@@ -113,7 +115,7 @@ def message(number: int) -> Callable[[type[_M]], type[_M]]:
                 tlvs[how.type] = name, how.codec
             else:
                 plain.append((name, how))
-        _LAYOUTS[number] = _Layout(cls, tuple(plain), tlvs)
+        CODECS[number] = Layout(cls, tuple(plain), tlvs)
         return cls
 
     return register
@@ -121,7 +123,7 @@ def message(number: int) -> Callable[[type[_M]], type[_M]]:
 
 def encode(message: Message) -> bytes:
     """The message's type and payload; LocalProtocolError when a field does not fit its type."""
-    layout = _LAYOUTS[message.type]
+    layout = CODECS[message.type]
     parts = [wire.u16(message.type)]
     parts += [codec.write(getattr(message, name)) for name, codec in layout.fields]
     records = {
@@ -147,26 +149,15 @@ def decode(data: bytes) -> Message | Unknown:
     """
     reader = Reader(data)
     number = reader.u16()
-    layout = _LAYOUTS.get(number)
+    layout = CODECS.get(number)
     if layout is None:
         return Unknown(number, reader.rest())
     values = {name: codec.read(reader) for name, codec in layout.fields}
     if not reader.at_end():
         for tlv_type, value in wire.decode_tlvs(reader.rest(), layout.tlvs).items():
             name, codec = layout.tlvs[tlv_type]
-            values[name] = _decode_record(tlv_type, value, codec)
+            values[name] = codec.decode(value)
     return layout.message(**values)
-
-
-def _decode_record(tlv_type: int, value: bytes, codec: Codec[Any]) -> Any:
-    reader = Reader(value)
-    decoded = codec.read(reader)
-    # BOLT 1: a known record's length is exactly what its encoding needs.
-    if not reader.at_end():
-        raise RemoteProtocolError(
-            "tlv-too-long", f"TLV type {tlv_type} has more bytes than its encoding needs."
-        )
-    return decoded
 
 
 # BOLT 1: setup and control

@@ -39,6 +39,7 @@ def continue_shutdown(core: Core) -> list[Effect]:
     if state.awaiting_revocation:
         return []
     closing.shutdown_sent = True
+    closing.closer = closing.closer or "local"
     return [Persist(), Send(shutdown_message(core)), *_advance(core)]
 
 
@@ -60,6 +61,7 @@ def on_shutdown(
     if closing.remote_scriptpubkey not in (None, message.scriptpubkey):
         raise RemoteProtocolError("shutdown-script-changed", "shutdown came with another script.")
     closing.remote_scriptpubkey = message.scriptpubkey
+    closing.closer = closing.closer or "remote"
     if closing.local_scriptpubkey is None:
         closing.local_scriptpubkey = our_script
     if closing.feerate_per_kw is None:

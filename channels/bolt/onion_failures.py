@@ -133,12 +133,18 @@ class Failure:
         return wire.u16(self.code) + self.data
 
 
-def create_error(shared_secret: bytes, failure: Failure) -> bytes:
-    """The packet of the erring node, already wrapped: `reason` of its update_fail_htlc."""
+def create_error(
+    shared_secret: bytes, failure: Failure, pad_to: int = _MIN_MESSAGE_AND_PAD
+) -> bytes:
+    """The packet of the erring node, already wrapped: `reason` of its update_fail_htlc.
+
+    `pad_to` is the least sum of message and padding; BOLT 4 allows more than 256 bytes but says
+    that old nodes may not read it.
+    """
     message = failure.encode()
     if len(message) > _MAX_MESSAGE:
         raise LocalProtocolError("failure-too-long", "A failure message must fit in 65499 bytes.")
-    pad = max(0, _MIN_MESSAGE_AND_PAD - len(message))
+    pad = max(0, pad_to - len(message))
     body = wire.u16(len(message)) + message + wire.u16(pad) + bytes(pad)
     mac = hmac.digest(derive_key(b"um", shared_secret), body, "sha256")
     return wrap_error(shared_secret, mac + body)

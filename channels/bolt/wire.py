@@ -190,6 +190,17 @@ class Codec(Generic[T]):
     read: Callable[[Reader], T]
     write: Callable[[T], bytes]
 
+    def decode(self, value: bytes) -> T:
+        """The field that fills a whole TLV value."""
+        reader = Reader(value)
+        decoded = self.read(reader)
+        # BOLT 1: a known record's length is exactly what its encoding needs.
+        if not reader.at_end():
+            raise RemoteProtocolError(
+                "tlv-too-long", f"A TLV value of {len(value)} bytes has more than it needs."
+            )
+        return decoded
+
 
 def fixed(length: int) -> Codec[bytes]:
     def write(value: bytes) -> bytes:

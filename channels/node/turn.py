@@ -43,9 +43,11 @@ class Turn:
         """Return when all changes so far are on disk."""
         if self._broken is not None:
             raise self._broken
-        done = asyncio.get_running_loop().create_future()
-        self.after(lambda: done.done() or done.set_result(None))
-        await done
+        done = asyncio.Event()
+        self.after(done.set)
+        await done.wait()
+        if self._broken is not None:
+            raise self._broken
 
     def _end(self) -> None:
         self._scheduled = False
@@ -56,7 +58,6 @@ class Turn:
             self._store.commit()
         except Exception as error:  # noqa: BLE001  # whatever it is, nothing may be sent after it
             self._broken = error
-            self._actions.clear()
             self._failed(error)
             return
         actions, self._actions = self._actions, []

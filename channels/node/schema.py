@@ -1,0 +1,138 @@
+"""The tables of a node's SQLite file, as numbered steps.
+
+A step that was ever released is never edited: a change is a new step at the end.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import Any
+
+from sqlite_utils import Database, Migrations
+
+node_schema = Migrations("oda-node")
+
+
+def _table(
+    db: Database, name: str, columns: dict[str, Any], pk: str | tuple[str, ...], optional: str = ""
+) -> None:
+    """A strict table whose columns are all NOT NULL but for those named in `optional`."""
+    may_be_null = set(optional.split())
+    db.table(name).create(columns, pk=pk, not_null=set(columns) - may_be_null, strict=True)
+
+
+def steps() -> list[str]:
+    """The names of all steps, oldest first."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        return [migration.name for migration in node_schema.pending(Database(empty))]
+
+
+@node_schema()
+def m001_peers_and_channels(db: Database) -> None:
+    _table(db, "meta", {"name": str, "value": bytes}, "name")
+    _table(db, "counters", {"name": str, "value": int}, "name")
+    _table(db, "peers", {"node_id": bytes, "host": str, "port": int}, "node_id")
+    columns = {"channel_index": int, "peer_id": bytes, "closed": int, "state": bytes}
+    _table(db, "channels", columns, "channel_index")
+
+
+@node_schema()
+def m002_invoices(db: Database) -> None:
+    # AUTOINCREMENT, so that created_index stays unique for ever: callers keep it as a cursor.
+    db.execute(
+        """
+        CREATE TABLE invoices (
+            created_index INTEGER PRIMARY KEY AUTOINCREMENT,
+            label TEXT NOT NULL UNIQUE,
+            payment_hash BLOB NOT NULL UNIQUE,
+            preimage BLOB NOT NULL,
+            bolt11 TEXT NOT NULL,
+            description TEXT NOT NULL,
+            amount_msat INTEGER,
+            status TEXT NOT NULL CHECK (status IN ('unpaid', 'paid', 'expired')),
+            expires_at INTEGER NOT NULL,
+            updated_index INTEGER,
+            pay_index INTEGER UNIQUE,
+            amount_received_msat INTEGER,
+            paid_at INTEGER,
+            CHECK ((status = 'paid') = (pay_index IS NOT NULL))
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX invoices_to_expire ON invoices (expires_at) WHERE status = 'unpaid'")
+
+
+@node_schema()
+def m003_payments(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE payments (
+            created_index INTEGER PRIMARY KEY AUTOINCREMENT,
+            payment_hash BLOB NOT NULL UNIQUE,
+            bolt11 TEXT NOT NULL,
+            destination BLOB NOT NULL,
+            amount_msat INTEGER NOT NULL,
+            amount_sent_msat INTEGER NOT NULL,
+            status TEXT NOT NULL CHECK (status IN ('pending', 'complete', 'failed')),
+            preimage BLOB,
+            created_at INTEGER NOT NULL,
+            completed_at INTEGER,
+            failure_code INTEGER,
+            failure_message TEXT,
+            CHECK ((status = 'complete') = (preimage IS NOT NULL))
+        ) STRICT
+        """
+    )
+    db.execute(
+        """
+        CREATE TABLE attempts (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            payment_hash BLOB NOT NULL REFERENCES payments (payment_hash),
+            groupid INTEGER NOT NULL,
+            partid INTEGER NOT NULL,
+            amount_msat INTEGER NOT NULL,
+            amount_sent_msat INTEGER NOT NULL,
+            status TEXT NOT NULL CHECK (status IN ('pending', 'complete', 'failed')),
+            session_key BLOB NOT NULL,
+            hops BLOB NOT NULL,
+            channel_index INTEGER NOT NULL,
+            htlc_id INTEGER,
+            created_at INTEGER NOT NULL,
+            completed_at INTEGER,
+            preimage BLOB,
+            erroronion BLOB,
+            failure_code INTEGER,
+            failure_message TEXT,
+            UNIQUE (payment_hash, groupid, partid),
+            UNIQUE (channel_index, htlc_id)
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX attempts_pending ON attempts (status) WHERE status = 'pending'")
+
+
+@node_schema()
+def m004_coins(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE utxos (
+            txid BLOB NOT NULL,
+            vout INTEGER NOT NULL,
+            value INTEGER NOT NULL,
+            script BLOB NOT NULL,
+            keyindex INTEGER NOT NULL,
+            change INTEGER NOT NULL,
+            coinbase INTEGER NOT NULL,
+            height INTEGER,
+            spent_by BLOB,
+            spent_height INTEGER,
+            reserved_until INTEGER,
+            PRIMARY KEY (txid, vout),
+            CHECK (spent_height IS NULL OR spent_by IS NOT NULL)
+        ) STRICT
+        """
+    )
+    columns: dict[str, Any] = {"txid": bytes, "raw": bytes, "broadcast": int, "height": int}
+    _table(db, "transactions", columns, "txid", optional="height")
+    _table(db, "blocks", {"height": int, "hash": bytes}, "height")

@@ -1,0 +1,165 @@
+"""A node's memory: one SQLite file, one writer.
+
+Every write belongs to the turn of the event loop that makes it, and nothing is durable until
+`commit()`, which the node calls once per turn before anything of that turn leaves the machine.
+A crash loses whole turns only. Errors of SQLite (a full disk, say) are not handled here: a node
+that cannot write must stop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from sqlite_utils import Database
+
+from channels.errors import UserError
+from channels.node.schema import node_schema, steps
+from channels.node.store_coins import BlockRow, CoinTables, UtxoRow
+from channels.node.store_invoices import InvoiceRow, InvoiceTable
+from channels.node.store_payments import AttemptRow, PaymentRow, PaymentTables
+from channels.node.tables import counted
+
+__all__ = [
+    "AttemptRow",
+    "BlockRow",
+    "ChannelRow",
+    "InvoiceRow",
+    "PaymentRow",
+    "PeerRow",
+    "Store",
+    "UtxoRow",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    node_id: bytes
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRow:
+    """`index` derives the channel's keys and is never used again; `state` is the owner's bytes."""
+
+    index: int
+    peer_id: bytes
+    closed: bool
+    state: bytes
+
+
+class Store(InvoiceTable, PaymentTables, CoinTables):
+    """Opens (creating or upgrading) the file at `path` and holds it alone until `close()`.
+
+    Raises `UserError`: "store-in-use" when another process has it, "store-too-new" when a later
+    version wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _lock(path)
+        try:
+            super().__init__(_open(path))
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def commit(self) -> None:
+        """Make the turn durable: one fsync, or nothing when nothing was written."""
+        if self._db.in_transaction:
+            self._db.commit()
+
+    def close(self) -> None:
+        """Let go of the file; a turn that was not committed is lost, as in a crash."""
+        self._db.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def meta(self, name: str) -> bytes | None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else row[0]
+
+    def set_meta(self, name: str, value: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def save_peer(self, node_id: bytes, host: str, port: int) -> None:
+        row = (node_id, host, port)
+        self._db.execute("INSERT OR REPLACE INTO peers VALUES (?, ?, ?)", row)
+
+    def forget_peer(self, node_id: bytes) -> None:
+        self._db.execute("DELETE FROM peers WHERE node_id = ?", (node_id,))
+
+    def load_peers(self) -> list[PeerRow]:
+        rows = self._db.execute("SELECT node_id, host, port FROM peers ORDER BY node_id")
+        return [PeerRow(*row) for row in rows]
+
+    def next_channel_index(self) -> int:
+        """A number never given out before (0, 1, …), also when no channel came of the last one."""
+        return counted(self._db, "channel_index") - 1
+
+    def save_channel(self, channel: ChannelRow) -> None:
+        row = (channel.index, channel.peer_id, int(channel.closed), channel.state)
+        self._db.execute("INSERT OR REPLACE INTO channels VALUES (?, ?, ?, ?)", row)
+
+    def load_channels(self) -> list[ChannelRow]:
+        """All channels, closed ones too, by index."""
+        rows = self._db.execute(
+            "SELECT channel_index, peer_id, closed, state FROM channels ORDER BY channel_index"
+        )
+        return [ChannelRow(index, peer, bool(closed), state) for index, peer, closed, state in rows]
+
+
+def _lock(path: Path) -> int:
+    """Hold an advisory lock beside the file; the system drops it when the process ends."""
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            "store-in-use",
+            f"Another node is running on {path.parent}: stop it, or choose another directory.",
+        ) from None
+    return descriptor
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    # SQLite gives its -wal and -shm files the mode of the main file, so that is set first.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    db = sqlite3.connect(path, isolation_level="IMMEDIATE")
+    try:
+        # A commit in WAL with FULL is one fsync of the log, and a commit that returned survives
+        # a power cut (sqlite.org/wal.html).
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            db.execute(f"PRAGMA {pragma}")
+        # macOS's fsync leaves the data in the drive's cache.
+        db.execute("PRAGMA fullfsync = ON")
+        upgrade(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def upgrade(db: sqlite3.Connection, path: Path) -> None:
+    """Apply the steps of the schema that are missing; each is one transaction."""
+    wrapped = Database(db)
+    known = steps()
+    if any(migration.name not in known for migration in node_schema.applied(wrapped)):
+        raise UserError(
+            "store-too-new",
+            f"{path} was written by a newer version of ODA: use that version, or a newer one.",
+        )
+    node_schema.apply(wrapped)

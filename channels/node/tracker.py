@@ -1,0 +1,193 @@
+"""Following the chain: the wallet's coins, the depth of funding outputs, and rebroadcasting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from channels.bolt.channel import Channel, State
+from channels.bolt.transactions import Transaction
+from channels.node.chain import (
+    BitcoindError,
+    BitcoindUnreachable,
+    Block,
+    Connected,
+    Disconnected,
+)
+from channels.node.store import BlockRow
+from channels.node.tasks import Tasks
+from channels.units import BlockHeight, FeeratePerKw, ShortChannelId
+
+if TYPE_CHECKING:
+    from channels.node.node import Node
+
+log = logging.getLogger(__name__)
+
+FORGET_DEPTH = 100
+"""A closing transaction this deep is final: the channel is closed for good."""
+
+REBROADCAST_SECONDS = 30.0
+
+ALREADY_IN_CHAIN = -27
+"""Bitcoin Core, src/rpc/protocol.h: RPC_VERIFY_ALREADY_IN_UTXO_SET."""
+
+
+class Tracker:
+    """One task follows bitcoind from the last block that the store has seen."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.outage: str | None = None
+        self.synced = asyncio.Event()
+        self._tasks = Tasks()
+
+    def start(self) -> None:
+        self._tasks.spawn(self._follow())
+        self._tasks.spawn(self._rebroadcast())
+
+    async def stop(self) -> None:
+        await self._tasks.cancel()
+
+    async def _follow(self) -> None:
+        node = self._node
+        height, tip = await self._starting_point()
+        await self._note_if_synced(height)
+        async for change in node.chain.follow(height, tip, self._on_outage):
+            if isinstance(change, Connected):
+                self._connect(change.block)
+                await self._note_if_synced(change.block.height)
+            elif isinstance(change, Disconnected):
+                node.wallet.disconnect_block(change.height, change.hash)
+            await node.turn.committed()
+
+    async def _starting_point(self) -> tuple[BlockHeight, bytes]:
+        """The newest block we have seen; a new wallet starts at the tip, a restored one at 0."""
+        node = self._node
+        known = node.wallet.tip()
+        if known is not None:
+            return known
+        height = 0
+        if not node.wallet.restored:
+            height = await self._ask_until_answered("getblockcount")
+        block = bytes.fromhex(await self._ask_until_answered("getblockhash", height))[::-1]
+        node.store.add_block(BlockRow(BlockHeight(height), block))
+        await node.turn.committed()
+        return BlockHeight(height), block
+
+    async def _ask_until_answered(self, method: str, *params: object) -> Any:
+        while True:
+            try:
+                return await self._node.chain.call(method, *params)
+            except BitcoindUnreachable as error:
+                self._on_outage(error)
+                await asyncio.sleep(0.5)
+
+    async def _note_if_synced(self, height: BlockHeight) -> None:
+        if self.synced.is_set():
+            return
+        try:
+            if await self._node.chain.call("getblockcount") <= height:
+                self.synced.set()
+        except BitcoindUnreachable as error:
+            self._on_outage(error)
+
+    def _on_outage(self, error: BitcoindUnreachable | None) -> None:
+        if error is not None and self.outage is None:
+            log.warning("bitcoind is away: %s", error)
+        elif error is None and self.outage is not None:
+            log.info("bitcoind is back")
+        self.outage = None if error is None else str(error)
+
+    def _connect(self, block: Block) -> None:
+        node = self._node
+        transactions = [Transaction.parse(raw) for raw in block.transactions]
+        node.wallet.connect_block(block.height, block.hash, transactions)
+        fundings = {
+            c.state.funding: c
+            for c in node.channels.values()
+            if c.state.funding_txid is not None and c.state.state is not State.CLOSED
+        }
+        by_txid = {outpoint.txid: (outpoint, c) for outpoint, c in fundings.items()}
+        for position, transaction in enumerate(transactions):
+            found = by_txid.get(transaction.txid)
+            if found is not None:
+                self._funded(found[1], transaction, block.height, position)
+            for spent in transaction.inputs:
+                channel = fundings.get(spent.outpoint)
+                if channel is not None:
+                    self._spent(channel, transaction, block.height)
+        for channel in list(node.channels.values()):
+            self.check_depth(channel)
+
+    def _funded(
+        self, channel: Channel, transaction: Transaction, height: BlockHeight, position: int
+    ) -> None:
+        """BOLT 2: the output must pay exactly funding_satoshis to the script of BOLT 3."""
+        state = channel.state
+        index = state.funding_output_index
+        outputs = transaction.outputs
+        if index >= len(outputs) or outputs[index].value != state.funding_satoshis:
+            log.error("the funding transaction of %s does not fund it", state.channel_id.hex())
+            return
+        scid = ShortChannelId.of(height, position, index)
+        self._node.carry_out(channel, channel.funding_confirmed(1, height, scid))
+
+    def check_depth(self, channel: Channel) -> None:
+        """Tell a channel how deep its funding, or the transaction that closed it, is by now."""
+        node, state = self._node, channel.state
+        if state.funding_height is not None and state.short_channel_id is not None:
+            depth = node.height - state.funding_height + 1
+            if not state.ready_sent and state.state is not State.OPENING:
+                node.carry_out(
+                    channel,
+                    channel.funding_confirmed(depth, state.funding_height, state.short_channel_id),
+                )
+        spent = state.spent_height if state.state is State.ONCHAIN else None
+        if spent is not None and node.height - spent + 1 >= FORGET_DEPTH:
+            node.carry_out(channel, channel.forget())
+
+    def _spent(self, channel: Channel, transaction: Transaction, height: BlockHeight) -> None:
+        state = channel.state
+        if transaction.serialize() != state.closing.transaction:
+            log.error(
+                "the funding output of %s was spent by %s, which is not our mutual close",
+                state.channel_id.hex(),
+                transaction.txid_hex,
+            )
+        self._node.carry_out(channel, channel.funding_spent(height))
+
+    # --- fees and broadcasting -----------------------------------------------------------------
+
+    async def feerate(self, blocks: int = 6) -> FeeratePerKw:
+        """bitcoind's estimate, bounded by our policy; the network's default when it has none."""
+        params = self._node.params
+        try:
+            estimate = await self._node.chain.call("estimatesmartfee", blocks)
+        except (BitcoindUnreachable, BitcoindError):
+            return params.default_feerate
+        rate = estimate.get("feerate")
+        if rate is None:
+            return params.default_feerate
+        # BTC per 1000 virtual bytes -> sat per 1000 weight units; a feerate, not an amount.
+        per_kw = round(float(rate) * 100_000_000 / 4)
+        return FeeratePerKw(max(params.policy.min_feerate, min(per_kw, params.policy.max_feerate)))
+
+    def broadcast_soon(self, transaction: Transaction) -> None:
+        self._tasks.spawn(self._broadcast(transaction.serialize()))
+
+    async def _broadcast(self, raw: bytes) -> None:
+        try:
+            await self._node.chain.call("sendrawtransaction", raw.hex())
+        except BitcoindError as error:
+            if error.code != ALREADY_IN_CHAIN:
+                log.warning("bitcoind refuses a transaction: %s", error)
+        except BitcoindUnreachable as error:
+            log.warning("a broadcast waits for bitcoind: %s", error)
+
+    async def _rebroadcast(self) -> None:
+        """What was to be broadcast before a crash, an outage or a reorg is broadcast again."""
+        while True:
+            for raw in self._node.store.transactions_to_broadcast():
+                await self._broadcast(raw)
+            await asyncio.sleep(REBROADCAST_SECONDS)
