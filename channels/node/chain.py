@@ -6,7 +6,8 @@ import asyncio
 import binascii
 import hashlib
 import ipaddress
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,9 @@ MAX_ANSWER: Final = 16 << 20
 
 LONG_POLL_MS: Final = 2000
 """How long bitcoind may hold a request back while nothing happens."""
+
+REMEMBERED: Final = 1008
+"""How many blocks a follower can walk back when bitcoind itself no longer knows them."""
 
 RPC_INVALID_ADDRESS_OR_KEY: Final = -5  # Bitcoin Core, src/rpc/protocol.h: also "Block not found"
 RPC_IN_WARMUP: Final = -28
@@ -148,7 +152,7 @@ class Bitcoind:
         from_height: BlockHeight,
         from_hash: bytes,
         on_outage: OnOutage | None = None,
-    ) -> AsyncIterator[Connected | Disconnected]:
+    ) -> AsyncGenerator[Connected | Disconnected, None]:
         """Every change of the best chain after block (from_height, from_hash), for ever.
 
         Blocks are disconnected from the top down before others are connected, also when
@@ -212,7 +216,7 @@ class _Walk:
         self._hash = hash_
         # The blocks below the present one. A bitcoind that was killed may have forgotten its
         # newest blocks, and then only we know what they were built on.
-        self._below: list[bytes] = []
+        self._below: deque[bytes] = deque(maxlen=REMEMBERED)
 
     async def next(self) -> Connected | Disconnected | None:
         """One step, or None when it took one long poll to learn that nothing has happened."""
@@ -245,7 +249,7 @@ class _Walk:
             raise BitcoindUnreachable(
                 "bitcoind-busy", f"bitcoind gave another block than {header['nextblockhash']}."
             )
-        self._below = [*self._below[-99:], self._hash]
+        self._below.append(self._hash)
         self._height, self._hash = block.height, block.hash
         return Connected(block)
 

@@ -16,6 +16,7 @@ from channels.bolt.messages import Error, OpenChannel
 from channels.bolt.transactions import OutPoint, Transaction, TxOut
 from channels.errors import LocalProtocolError, OdaError, RemoteProtocolError
 from channels.node.rpc_params import RpcErrorCode, RpcMethodError
+from channels.node.wallet import ANCHOR_RESERVE
 from channels.units import FeeratePerKw, Msat, Sat
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ OPEN_TIMEOUT = 60.0
 
 MAX_OPENING_PER_PEER = 2
 """Half-open channels that one peer may hold: each costs memory and keys."""
-
-ANCHOR_RESERVE = Sat(25_000)
-"""Kept on chain while anchor channels exist, to pay for bumping their fees."""
 
 
 @dataclass(slots=True)
@@ -110,8 +108,11 @@ class Funding:
         if pending is None:
             return  # nobody waits any more
         try:
+            # An anchor channel needs coins beside it, to pay for a forced close.
+            anchors = channel.state.channel_type is ChannelType.ANCHORS
+            keep = ANCHOR_RESERVE if anchors else self.keep_for_anchors()
             transaction = node.wallet.fund(
-                [TxOut(value, script)], pending.feerate, node.now(), keep=Sat(0)
+                [TxOut(value, script)], pending.feerate, node.now(), keep=keep
             )
         except OdaError as error:
             self._refuse(channel, error)

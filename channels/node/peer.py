@@ -296,7 +296,8 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            await writer.wait_closed()
+            # Shielded, because cancelling it would cancel it for whoever else waits or will.
+            await asyncio.shield(writer.wait_closed())
     except OSError:
         pass  # TimeoutError among them; broken or slow, what follows ends the connection.
     finally:

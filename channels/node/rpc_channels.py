@@ -17,6 +17,7 @@ from channels.node import rpc_params as params
 from channels.node.rpc_chain import ChainMethods, address_network
 from channels.node.rpc_params import ALL, Param, RpcErrorCode, RpcMethodError
 from channels.node.rpc_server import Arguments, Call, Command
+from channels.node.wallet import ANCHOR_RESERVE
 from channels.units import FeeratePerKw, Msat, Sat, msat
 
 if TYPE_CHECKING:
@@ -214,7 +215,9 @@ class ChannelMethods:
         amount = arguments["amount"]
         if amount == ALL:
             script = p2wsh(b"")  # of the funding output's size
-            amount = self._node.wallet.spendable(script, feerate, self._node.now())
+            amount = self._node.wallet.spendable(
+                script, feerate, self._node.now(), keep=ANCHOR_RESERVE
+            )
         call.notify("Asking the peer for a channel")
         try:
             channel, transaction = await self._node.funding.open(

@@ -1,15 +1,14 @@
 """The twelve words of a node, and the keys that come from them (BIP 39, BIP 84).
 
 bitcoinlib does the words and the HD keys. It is imported only when a seed is opened, because that
-takes a third of a second; it writes its settings and log into a folder of its own, which is a
-temporary one here, so that nothing of it stays on disk.
+takes a third of a second; it writes its settings and log into a folder, which is a temporary one
+here and gone after the import.
 """
 
 from __future__ import annotations
 
-import atexit
+import logging
 import os
-import shutil
 import stat
 import tempfile
 import warnings
@@ -33,22 +32,24 @@ COIN_TYPES = {"mainnet": 0, "signet": 1, "regtest": 1}
 @cache
 def _bitcoinlib() -> tuple[Any, Any]:
     """bitcoinlib's `Mnemonic` for English and its `HDKey` class."""
-    folder = tempfile.mkdtemp(prefix="oda-bitcoinlib-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    # Read at import only, and not for the processes that this one starts.
+    # The variable is read at import only, and is not for the processes that this one starts.
     before = os.environ.get("BCL_DATA_DIR")
-    os.environ["BCL_DATA_DIR"] = folder
-    try:
-        with warnings.catch_warnings():
-            # Its import leaves a file open and uses a deprecated name of SQLAlchemy.
-            warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(prefix="oda-") as folder, warnings.catch_warnings():
+        # The import leaves a file open and uses a deprecated name of SQLAlchemy.
+        warnings.simplefilter("ignore")
+        os.environ["BCL_DATA_DIR"] = folder
+        try:
             from bitcoinlib.keys import HDKey
             from bitcoinlib.mnemonic import Mnemonic
-    finally:
-        if before is None:
+        finally:
             del os.environ["BCL_DATA_DIR"]
-        else:
-            os.environ["BCL_DATA_DIR"] = before
+            if before is not None:
+                os.environ["BCL_DATA_DIR"] = before
+        # Its own log file goes with the folder; what it logs goes where everything else goes.
+        logger = logging.getLogger("bitcoinlib")
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
     return Mnemonic("english"), HDKey
 
 

@@ -1,0 +1,430 @@
+"""What a provider must not forget: one SQLite file, one writer.
+
+Write-ahead log, synchronous=FULL. A write is durable after `commit()`, and nothing that rests on
+it may leave the machine before; `committed()` is the same for coroutines, and one fsync serves
+all that wait for it in the same turn of the loop. Reads see uncommitted writes, so there is one
+truth and no cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+import sqlite_utils
+
+from channels.errors import UserError
+from channels.http.method import Issued
+from channels.http.scheme import Challenge
+from channels.http.session import Terms
+from channels.units import Msat, Sat, UnixTime
+from provider.sessions import NOTHING, Deposit, DepositStatus, Session
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An invoice of ours as it was made; its `Deposit` is what became of it."""
+
+    payment_hash: bytes
+    label: str
+    bolt11: str
+    amount: Sat
+    expires_at: UnixTime
+    terms: Terms
+
+
+class AnswerStatus(StrEnum):
+    RUNNING = "running"
+    """Not at its end yet. It goes on from its last event when its credential is repeated."""
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One paid request and how far its answer got.
+
+    id: what a repeated request is known by.
+    api: "chat" or "text"; body: the request as it came; seed: the client's or drawn once.
+    held: what its input took from the session and no event has spent yet.
+    """
+
+    id: str
+    session: bytes
+    api: str
+    body: bytes
+    seed: int
+    created: UnixTime
+    prompt_tokens: int
+    status: AnswerStatus = AnswerStatus.RUNNING
+    held: Msat = NOTHING
+    spent: Msat = NOTHING
+    completion_tokens: int = 0
+    events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One delivered event: its data, and the tokens that it paid for."""
+
+    seq: int
+    data: bytes
+    tokens: tuple[int, ...]
+    completion_tokens: int
+    """Of the answer up to and including this event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The response that a repeated credential gets again."""
+
+    status: int
+    body: bytes
+
+
+class Ledger:
+    """Raises UserError("already-running") where another process has the file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _lock(path.with_name(path.name + ".lock"))
+        # Requests are private: the file is its owner's before SQLite writes to it.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._db = sqlite3.connect(path, isolation_level=None, cached_statements=64)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            _migrate(self._db)
+        except BaseException:
+            self.close()
+            raise
+        self._turn: asyncio.Future[None] | None = None
+
+    def close(self) -> None:
+        """What was not committed is gone, as after a crash. Closing again does nothing."""
+        if self._lock < 0:
+            return
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        self._db.close()
+        os.close(self._lock)
+        self._lock = -1
+
+    # Transactions --------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+
+    async def committed(self) -> None:
+        """Durable when it returns. One transaction per turn of the loop."""
+        if self._turn is None:
+            loop = asyncio.get_running_loop()
+            self._turn = loop.create_future()
+            loop.call_soon(self._end_turn, self._turn)
+        # Shielded: one that is cancelled must not cancel the others of its turn.
+        await asyncio.shield(self._turn)
+
+    def _end_turn(self, turn: asyncio.Future[None]) -> None:
+        self._turn = None
+        try:
+            self.commit()
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            turn.set_exception(error)
+            turn.exception()  # seen here too, where nobody waits any more
+        else:
+            turn.set_result(None)
+
+    def _write(self, sql: str, values: tuple[Any, ...] | dict[str, Any]) -> None:
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute(sql, values)
+
+    def _one(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
+        return row
+
+    # Offers, deposits and challenges -------------------------------------------------------------
+
+    def add_offer(self, offer: Offer, deposit: Deposit) -> None:
+        self._write(_insert("offers", Offer), _row(offer))
+        self.save_deposit(deposit)
+
+    def offer(self, payment_hash: bytes) -> Offer | None:
+        return _read(Offer, self._one("SELECT * FROM offers WHERE payment_hash = ?", payment_hash))
+
+    def deposit(self, payment_hash: bytes) -> Deposit | None:
+        row = self._one("SELECT * FROM deposits WHERE payment_hash = ?", payment_hash)
+        return _read(Deposit, row)
+
+    def save_deposit(self, deposit: Deposit) -> None:
+        self._write(_insert("deposits", Deposit), _row(deposit))
+
+    def expired_offers(self, now: UnixTime) -> list[Offer]:
+        """Those still offered though nobody may pay them any more."""
+        rows = self._db.execute(
+            "SELECT offers.* FROM offers JOIN deposits USING (payment_hash) "
+            "WHERE status = 'offered' AND expires_at <= ?",
+            (now,),
+        )
+        return [_must_read(Offer, row) for row in rows]
+
+    def add_challenge(self, challenge: Challenge, payment_hash: bytes) -> None:
+        self._write(
+            "INSERT INTO challenges (id, payment_hash, params) VALUES (?, ?, ?) "
+            "ON CONFLICT DO NOTHING",
+            (challenge.id, payment_hash, msgspec.json.encode(challenge.params())),
+        )
+
+    def issued(self, challenge_id: str) -> Issued | None:
+        """A challenge as it was stored, and whether it was paid."""
+        row = self._one(
+            "SELECT params, payment_hash, amount, expires_at, session, status "
+            "FROM challenges JOIN offers USING (payment_hash) JOIN deposits USING (payment_hash) "
+            "WHERE challenges.id = ?",
+            challenge_id,
+        )
+        if row is None:
+            return None
+        # A deposit that opened a session belongs to it, yet was made for anybody.
+        session = None if row["session"] == row["payment_hash"] else row["session"]
+        return Issued(
+            Challenge.from_params(msgspec.json.decode(row["params"])),
+            row["payment_hash"],
+            Sat(row["amount"]),
+            UnixTime(row["expires_at"]),
+            session,
+            row["status"] in (DepositStatus.SETTLED, DepositStatus.CREDITED),
+        )
+
+    def forget(self, before: UnixTime) -> int:
+        """Drop offers that expired unpaid before then, with their challenges. What was ever paid
+        is kept."""
+        dead = (
+            "SELECT payment_hash FROM offers JOIN deposits USING (payment_hash) "
+            "WHERE expires_at < ? AND status = 'deleted'"
+        )
+        self._write(f"DELETE FROM challenges WHERE payment_hash IN ({dead})", (before,))  # noqa: S608  # no part of it comes from outside
+        self._write(f"DELETE FROM offers WHERE payment_hash IN ({dead})", (before,))  # noqa: S608  # as above
+        self._write(
+            "DELETE FROM deposits WHERE status = 'deleted' "
+            "AND payment_hash NOT IN (SELECT payment_hash FROM offers)",
+            (),
+        )
+        return int(self._db.execute("SELECT changes()").fetchone()[0])
+
+    # Sessions ------------------------------------------------------------------------------------
+
+    def session(self, session_id: bytes) -> Session | None:
+        return _read(Session, self._one("SELECT * FROM sessions WHERE id = ?", session_id))
+
+    def save_session(self, session: Session) -> None:
+        self._write(_insert("sessions", Session), _row(session))
+
+    def restless_sessions(self) -> list[Session]:
+        """All but those that are closed and have nothing more to refund."""
+        rows = self._db.execute(
+            "SELECT * FROM sessions WHERE phase != 'closed' "
+            "OR refund_status IN ('pending', 'unknown', 'failed')"
+        )
+        return [_must_read(Session, row) for row in rows]
+
+    # Answers -------------------------------------------------------------------------------------
+
+    def answer(self, answer_id: str) -> Answer | None:
+        return _read(Answer, self._one("SELECT * FROM answers WHERE id = ?", answer_id))
+
+    def save_answer(self, answer: Answer) -> None:
+        self._write(_insert("answers", Answer), _row(answer))
+
+    def release_held(self) -> None:
+        """After a restart: nothing is being prepared for any answer."""
+        self._write("UPDATE answers SET held = 0 WHERE held != 0", ())
+
+    def append_event(self, answer: Answer, event: Event) -> None:
+        self._write(
+            "INSERT INTO events (answer, seq, data, tokens, completion_tokens) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (
+                answer.id,
+                event.seq,
+                event.data,
+                msgspec.msgpack.encode(event.tokens),
+                event.completion_tokens,
+            ),
+        )
+
+    def events(self, answer_id: str, after: int = -1) -> list[Event]:
+        rows = self._db.execute(
+            "SELECT seq, data, tokens, completion_tokens FROM events "
+            "WHERE answer = ? AND seq > ? ORDER BY seq",
+            (answer_id, after),
+        )
+        return [
+            Event(
+                row["seq"],
+                row["data"],
+                tuple(msgspec.msgpack.decode(row["tokens"])),
+                row["completion_tokens"],
+            )
+            for row in rows
+        ]
+
+    # Results and marks ---------------------------------------------------------------------------
+
+    def result(self, challenge_id: str, action: str) -> Result | None:
+        row = self._one(
+            "SELECT status, body FROM results WHERE challenge = ? AND action = ?",
+            challenge_id,
+            action,
+        )
+        return None if row is None else Result(row["status"], row["body"])
+
+    def save_result(self, challenge_id: str, action: str, result: Result) -> None:
+        self._write(
+            "INSERT OR REPLACE INTO results (challenge, action, status, body) VALUES (?, ?, ?, ?)",
+            (challenge_id, action, result.status, result.body),
+        )
+
+    def mark(self, name: str) -> int:
+        """A number kept under a name, 0 at first: `pay_index` is the last one that was seen."""
+        row = self._one("SELECT value FROM marks WHERE name = ?", name)
+        return 0 if row is None else int(row["value"])
+
+    def set_mark(self, name: str, value: int) -> None:
+        self._write("INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)", (name, value))
+
+    def totals(self) -> dict[str, int]:
+        """Sums over everything, in msat."""
+        row = self._one(
+            "SELECT COALESCE(SUM(spent), 0) AS spent, COALESCE(SUM(refund), 0) AS refund, "
+            "COALESCE(SUM(credited - spent - held - moved - refund), 0) AS rest FROM sessions"
+        )
+        assert row is not None  # an aggregate always has one row
+        return {name: int(row[name]) for name in row.keys()}  # noqa: SIM118  # a Row iterates over its values
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+_SQL: Final[dict[str, str]] = {}
+
+
+def _insert(table: str, kind: type[Any]) -> str:
+    if table not in _SQL:
+        names = [f.name for f in fields(kind)]
+        values = ", ".join(f":{name}" for name in names)
+        _SQL[table] = f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) VALUES ({values})"  # noqa: S608  # names of ours
+    return _SQL[table]
+
+
+def _row(value: Any) -> dict[str, Any]:
+    row = {f.name: getattr(value, f.name) for f in fields(value)}
+    if "terms" in row:
+        row["terms"] = msgspec.json.encode(row["terms"])
+    return row
+
+
+def _read(kind: type[T], row: sqlite3.Row | None) -> T | None:
+    return None if row is None else _must_read(kind, row)
+
+
+def _must_read(kind: type[T], row: sqlite3.Row) -> T:
+    values = dict(row)
+    if "terms" in values:
+        values["terms"] = msgspec.json.decode(values["terms"])
+    return msgspec.convert(values, kind, builtin_types=(bytes,))
+
+
+# Schema ------------------------------------------------------------------------------------------
+
+
+def _first_tables(db: sqlite_utils.Database) -> None:
+    db.table("offers").create(
+        {
+            "payment_hash": bytes,
+            "label": str,
+            "bolt11": str,
+            "amount": int,
+            "expires_at": int,
+            "terms": bytes,
+        },
+        pk="payment_hash",
+        not_null={"label", "bolt11", "amount", "expires_at", "terms"},
+    )
+    db.table("deposits").create(
+        {"payment_hash": bytes, "session": bytes, "status": str, "received": int},
+        pk="payment_hash",
+        not_null={"status", "received"},
+    )
+    db.table("deposits").create_index(["status"])
+    db.table("challenges").create(
+        {"id": str, "payment_hash": bytes, "params": bytes},
+        pk="id",
+        not_null={"payment_hash", "params"},
+    )
+    db.table("challenges").create_index(["payment_hash"])
+    integers = {"last_active", "credited", "spent", "held", "moved", "refund"}
+    integers |= {"refund_attempts", "refund_next", "return_expires"}
+    blobs = {"id", "terms", "return_hash", "bearer_hash", "outstanding"}
+    columns = {
+        f.name: int if f.name in integers else bytes if f.name in blobs else str
+        for f in fields(Session)
+    }
+    db.table("sessions").create(columns, pk="id")
+    db.table("sessions").create_index(["phase", "refund_status"])
+    texts = {"id", "api", "status"}
+    columns = {
+        f.name: str if f.name in texts else bytes if f.name in ("session", "body") else int
+        for f in fields(Answer)
+    }
+    db.table("answers").create(columns, pk="id")
+    db.table("answers").create_index(["session"])
+    db.table("results").create(
+        {"challenge": str, "action": str, "status": int, "body": bytes},
+        pk=("challenge", "action"),
+    )
+    db.table("marks").create({"name": str, "value": int}, pk="name")
+    db.execute(
+        "CREATE TABLE events (answer TEXT, seq INTEGER, data BLOB NOT NULL, tokens BLOB NOT NULL, "
+        "completion_tokens INTEGER NOT NULL, PRIMARY KEY (answer, seq)) WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (_first_tables,)
+"""Append only: `PRAGMA user_version` counts how many a file has seen."""
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    db = sqlite_utils.Database(connection)
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise UserError("ledger-too-new", "The ledger was written by a newer oda; update oda.")
+    for number, migrate in enumerate(MIGRATIONS[version:], version + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        migrate(db)
+        connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+
+
+def _lock(path: Path) -> int:
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(
+            "already-running", f"Another provider is running on {path.parent}; stop it first."
+        ) from None
+    return handle

@@ -1,0 +1,74 @@
+"""Fixtures that many tests share: a real bitcoind, found or provisioned as `oda regtest` does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from channels.node.chain import Bitcoind
+from channels.settings import load_settings
+from regtest.bitcoind import Miner, RegtestBitcoind, find_bitcoind
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A bitcoind that runs, with a wallet that has coins."""
+
+    process: RegtestBitcoind
+    program: Sequence[str]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def cookie(self) -> Path:
+        return self.process.cookie
+
+    def rpc(self) -> Bitcoind:
+        """The caller closes it."""
+        return self.process.rpc(self.port)
+
+    async def mine(self, blocks: int) -> list[str]:
+        async with self.rpc() as rpc, self.process.rpc(self.port, wallet=True) as wallet:
+            return await Miner(rpc, wallet).mine(blocks)
+
+
+@pytest.fixture(scope="session")
+def bitcoind_program() -> Sequence[str]:
+    settings = load_settings()
+    return find_bitcoind(settings.bitcoind, settings.cache)
+
+
+@pytest.fixture(scope="session")
+def bitcoind(
+    bitcoind_program: Sequence[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Chain]:
+    """One for all tests that only add to the chain: heights are what they find."""
+    yield from _run(bitcoind_program, tmp_path_factory.mktemp("bitcoind"))
+
+
+@pytest.fixture
+def own_bitcoind(bitcoind_program: Sequence[str], tmp_path: Path) -> Iterator[Chain]:
+    """One that the test may reorganize, kill and start again."""
+    yield from _run(bitcoind_program, tmp_path / "bitcoind")
+
+
+def _run(program: Sequence[str], directory: Path) -> Iterator[Chain]:
+    process = RegtestBitcoind(directory)
+
+    async def start() -> Chain:
+        chain = Chain(process, program, await process.start(program))
+        async with chain.rpc() as rpc, process.rpc(chain.port, wallet=True) as wallet:
+            await Miner(rpc, wallet).prepare()
+        return chain
+
+    try:
+        yield asyncio.run(start())
+    finally:
+        process.daemon.stop()
