@@ -55,9 +55,8 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/.base
 $(VENV)/.base:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "ODA needs Python 3.11 or newer: name one with PYTHON=python3.12 make ..."; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
-	  { echo "This Python can't make virtual environments: install its venv package (Debian: apt install python3-venv)."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	 else $(PYTHON) regtest/bootstrap.py $(VENV); fi
 	@touch $@
 
 clean:
