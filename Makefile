@@ -21,6 +21,7 @@ demo-down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m regtest.demo --down; fi
 
 test: lint
+	$(BIN)/oda regtest provision
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.dev

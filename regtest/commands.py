@@ -55,6 +55,20 @@ def up(
 
 
 @app.command()
+def provision(bitcoind: BitcoindFlag = None, as_json: JsonFlag = False) -> None:
+    """Find bitcoind, or fetch it now, so that later commands need no network."""
+    from regtest.bitcoind import find_bitcoind  # here, because it is slow to import
+
+    settings = load_settings({"bitcoind": bitcoind})
+    with progress("Looking for bitcoind") as show:
+        program = find_bitcoind(settings.bitcoind, settings.cache, show)
+    if as_json:
+        print_json({"bitcoind": program})
+    else:
+        typer.echo(f"bitcoind is started by: {' '.join(program)}")
+
+
+@app.command()
 def status(as_json: JsonFlag = False) -> None:
     """Show what runs, and where to reach it."""
     _show(run(_network().status()), as_json)

@@ -307,17 +307,17 @@ class Network:
 
 async def _until_seen(node: RegtestNode, height: int) -> None:
     async with Lightning(node.rpc_file) as lightning, _patiently(node, f"see block {height}"):
-        while (await lightning.call("getinfo"))["blockheight"] < height:
-            await asyncio.sleep(0.02)  # noqa: ASYNC110  (only the node knows when)
+        while (await lightning.call("getinfo"))["blockheight"] < height:  # noqa: ASYNC110  (no event: the node is asked)
+            await asyncio.sleep(0.02)
 
 
 async def _until_funded(node: RegtestNode, txid: str) -> None:
     async with Lightning(node.rpc_file) as lightning, _patiently(node, f"see its coins ({txid})"):
-        while not any(
+        while not any(  # noqa: ASYNC110  (no event: the node is asked)
             output["txid"] == txid and output["status"] == "confirmed"
             for output in (await lightning.call("listfunds"))["outputs"]
         ):
-            await asyncio.sleep(0.02)  # noqa: ASYNC110  (only the node knows when)
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

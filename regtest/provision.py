@@ -29,7 +29,7 @@ from channels.terminal import Progress, no_progress
 PACKAGE: Final = "bitcoin-knots"
 PACKAGE_SUITE: Final = "sid"
 LIBRARY_SUITE: Final = "trixie"
-TOOLS: Final = ("apt-get", "apt-cache", "dpkg-deb")
+TOOLS: Final = ("apt-get", "apt-cache", "dpkg", "dpkg-deb")
 KEYRINGS: Final = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),

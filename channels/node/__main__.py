@@ -68,13 +68,11 @@ async def serve(options: argparse.Namespace) -> int:
             await node.start(host.strip("[]"), int(port))
             server = RpcServer(directory / "lightning-rpc", commands(node, stopping.set))
             await server.start()
-            (directory / "pid").write_text(f"{os.getpid()}\n")
             log.info("node %s is ready", node.node_id.hex())
             await stopping.wait()
             await server.close()
             if not failure:
                 await node.stop()
-            (directory / "pid").unlink(missing_ok=True)
     if failure:
         log.critical("the node can't write its state and stops", exc_info=failure[0])
         return 1

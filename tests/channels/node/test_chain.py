@@ -28,6 +28,9 @@ from tests.conftest import Chain
 
 Change = Connected | Disconnected
 
+ANYONE = "raw(51)"
+"""Pays to OP_TRUE: within one second, the miner's wallet would mine the same block again."""
+
 
 async def take(stream: AsyncGenerator[Change, None], count: int) -> list[Change]:
     async with asyncio.timeout(30):
@@ -114,7 +117,7 @@ async def test_a_reorganization_disconnects_from_the_top_down(own_bitcoind: Chai
             old = await own_bitcoind.mine(2)
             await take(stream, 2)
             await rpc.call("invalidateblock", old[0])
-            new = await own_bitcoind.mine(3)
+            new = await rpc.call("generatetodescriptor", 3, ANYONE)
             changes = await take(stream, 5)
     assert [
         change.hash[::-1].hex() for change in changes[:2] if isinstance(change, Disconnected)
@@ -129,13 +132,13 @@ async def test_starting_from_a_block_that_has_left_the_chain(own_bitcoind: Chain
         old = await own_bitcoind.mine(1)
         height, stale = await tip(rpc)
         await rpc.call("invalidateblock", old[0])
-        new = await own_bitcoind.mine(1)
+        (new,) = await rpc.call("generatetodescriptor", 1, ANYONE)
         async with aclosing(rpc.follow(height, stale)) as stream:
             gone, come = await take(stream, 2)
     assert isinstance(gone, Disconnected)
     assert gone.hash == stale
     assert isinstance(come, Connected)
-    assert come.block.hash_hex == new[0]
+    assert come.block.hash_hex == new
 
 
 async def test_following_survives_a_bitcoind_that_dies_and_returns(own_bitcoind: Chain) -> None:
