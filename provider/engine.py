@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-import torch
 
 from channels.errors import UserError
 from provider.api import Message
@@ -26,7 +25,7 @@ from sidechain.model import bundle, trainer
 from sidechain.model.architecture import Architecture, ByteTransformer
 from sidechain.model.bundle import Bundle
 from sidechain.model.dataset import python_documentation
-from sidechain.model.generate import Generation, seen_prompt
+from sidechain.model.generate import Generation, one_thread, seen_prompt
 from sidechain.model.trainer import Budget, Progress
 
 log = logging.getLogger(__name__)
@@ -88,11 +87,7 @@ class TorchEngine:
 
     def __init__(self, model: Bundle) -> None:
         self._model = model
-        # These models are so small that a second thread only costs; one also keeps every sum
-        # in the same order, on which resuming to the bit rests.
-        self._worker = ThreadPoolExecutor(
-            1, "engine", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._worker = ThreadPoolExecutor(1, "engine", initializer=one_thread)
 
     @property
     def model_id(self) -> str:

@@ -109,13 +109,13 @@ class Ledger:
             self.close()
             raise
         self._turn: asyncio.Future[None] | None = None
+        self._failure: sqlite3.Error | None = None
 
     def close(self) -> None:
         """What was not committed is gone, as after a crash. Closing again does nothing."""
         if self._lock < 0:
             return
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+        self._roll_back()
         self._db.close()
         os.close(self._lock)
         self._lock = -1
@@ -123,8 +123,16 @@ class Ledger:
     # Transactions --------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("COMMIT")
+        """Raises sqlite3.Error where anything of this turn could not be stored: then all of it
+        is gone, and nobody may be told otherwise."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            if self._db.in_transaction:
+                self._db.execute("COMMIT")
+        except sqlite3.Error:
+            self._roll_back()
+            raise
 
     async def committed(self) -> None:
         """Durable when it returns. One transaction per turn of the loop."""
@@ -140,17 +148,33 @@ class Ledger:
         try:
             self.commit()
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             turn.set_exception(error)
             turn.exception()  # seen here too, where nobody waits any more
         else:
             turn.set_result(None)
+        finally:
+            self._failure = None
 
     def _write(self, sql: str, values: tuple[Any, ...] | dict[str, Any]) -> None:
-        if not self._db.in_transaction:
-            self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute(sql, values)
+        if self._failure is not None:
+            raise self._failure
+        try:
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(sql, values)
+        except sqlite3.IntegrityError:
+            raise  # of this statement alone: the transaction goes on
+        except sqlite3.Error as error:
+            # A full disk may have rolled back the whole turn: no part of it may be committed,
+            # and whoever waits for its end must hear of it.
+            self._roll_back()
+            if self._turn is not None:
+                self._failure = error
+            raise
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
 
     def _one(self, sql: str, *values: Any) -> sqlite3.Row | None:
         row: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
@@ -234,10 +258,10 @@ class Ledger:
         self._write(_insert("sessions", Session), _row(session))
 
     def restless_sessions(self) -> list[Session]:
-        """All but those that are closed and have nothing more to refund."""
+        """Those that may have to be closed, refunded or recovered."""
         rows = self._db.execute(
-            "SELECT * FROM sessions WHERE phase != 'closed' "
-            "OR refund_status IN ('pending', 'unknown', 'failed')"
+            "SELECT * FROM sessions WHERE (kind = 'session' AND phase != 'closed') "
+            "OR refund_status IN ('pending', 'unknown', 'failed') OR held != 0"
         )
         return [_must_read(Session, row) for row in rows]
 

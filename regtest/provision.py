@@ -4,6 +4,8 @@ apt itself does the work, in a state directory of its own: it resolves what Debi
 `bitcoin-knots` needs, checks the archive's signatures with the system's keyring and fetches the
 packages, which are then unpacked into the cache and run through their own dynamic loader. So they
 run on systems with an older libc too. The mirror is the one that this machine's apt uses.
+
+`fetch`, `unpack` and `whole` do the same for other packages.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from typing import Final
 from channels.errors import UserError
 from channels.terminal import Progress, no_progress
 
-PACKAGE: Final = "bitcoin-knots"
 PACKAGE_SUITE: Final = "sid"
 LIBRARY_SUITE: Final = "trixie"
 TOOLS: Final = ("apt-get", "apt-cache", "dpkg", "dpkg-deb")
@@ -61,6 +62,27 @@ NOT_NEEDED: Final = ("systemd", "debconf")
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Packages of Debian, each by its name or as name/suite.
+
+    `title` and `advice` are for sentences: what is wanted, and what to do where it can't be had.
+    """
+
+    title: str
+    packages: tuple[str, ...]
+    advice: str
+    dependencies: bool = True
+
+
+BITCOIND: Final = Wanted(
+    "bitcoind",
+    ("bitcoin-knots",),
+    "install Bitcoin Core or Bitcoin Knots (macOS: brew install bitcoin) so that bitcoind is on "
+    "PATH, or name it with --bitcoind or ODA_BITCOIND",
+)
+
+
+@dataclass(frozen=True)
 class _Deb:
     name: str
     version: str
@@ -85,35 +107,44 @@ def provision(cache: Path, progress: Progress = no_progress) -> list[str]:
     Raises UserError: `not-installed` (no apt here), `provisioning-failed`.
     """
     home = _home(cache)
-    with _locked(home):
+    with locked(home):
         if found := command(cache):  # somebody else was quicker
             return found
-        if any(shutil.which(tool) is None for tool in TOOLS):
-            raise UserError(
-                "not-installed",
-                "There is no bitcoind here, and no apt to fetch one with: install Bitcoin Core "
-                "or Bitcoin Knots (macOS: brew install bitcoin) so that bitcoind is on PATH, "
-                "or name it with --bitcoind or ODA_BITCOIND.",
-            )
-        apt = _Apt(home / "apt")
-        progress(0, None, "Reading Debian's package lists")
-        apt.update()
-        debs = apt.resolve()
-        files = _fetch(apt, debs, home / "debs", progress)
+        debs = fetch(BITCOIND, home, progress)
         progress(0, None, "Unpacking bitcoind")
-        _unpack(files, _tree(cache))
-        shutil.rmtree(home / "apt")
+        with whole(_tree(cache)) as tree:
+            unpack(debs, tree, BITCOIND)
     found = command(cache)
     if found is None:
-        raise UserError("provisioning-failed", f"Debian's {PACKAGE} holds no bitcoind any more.")
+        packages = ", ".join(BITCOIND.packages)
+        raise UserError("provisioning-failed", f"Debian's {packages} holds no bitcoind any more.")
     return found
+
+
+def fetch(wanted: Wanted, home: Path, progress: Progress = no_progress) -> list[Path]:
+    """The files of the packages, kept in `home` by their SHA-256; apt has checked signatures.
+
+    Raises UserError: `not-installed` (no apt here), `provisioning-failed`.
+    """
+    if any(shutil.which(tool) is None for tool in TOOLS):
+        raise UserError(
+            "not-installed",
+            f"There is no {wanted.title} here, and no apt to fetch one with: {wanted.advice}.",
+        )
+    apt = _Apt(home / "apt", wanted)
+    progress(0, None, "Reading Debian's package lists")
+    apt.update()
+    files = _download(apt, apt.resolve(), home / "debs", progress)
+    shutil.rmtree(home / "apt")
+    return files
 
 
 class _Apt:
     """apt with a configuration, a state and an (almost) empty set of installed packages."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, wanted: Wanted) -> None:
         self._root = root
+        self._wanted = wanted
         for part in ("state/lists/partial", "cache/archives/partial"):
             (root / part).mkdir(parents=True, exist_ok=True)
         (root / "apt.conf").write_text(APT_CONF.format(root=root, suite=LIBRARY_SUITE))
@@ -127,7 +158,7 @@ class _Apt:
             command, cwd=cwd, env=_english(), capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise _failed(" ".join(command[:1]), done.stderr)
+            raise _failed(self._wanted, " ".join(command[:1]), done.stderr)
         return done.stdout
 
     def apt(self, tool: str, *arguments: str, cwd: Path | None = None) -> str:
@@ -147,8 +178,7 @@ class _Apt:
                 return
         raise failure or UserError(
             "provisioning-failed",
-            "apt has no Debian mirror to fetch bitcoind from: install Bitcoin Core or Bitcoin "
-            "Knots and put bitcoind on PATH, or name it with --bitcoind or ODA_BITCOIND.",
+            f"apt has no Debian mirror to fetch {self._wanted.title} from: {self._wanted.advice}.",
         )
 
     def _mirrors(self) -> list[str]:
@@ -158,10 +188,12 @@ class _Apt:
         return sorted(mirrors, key=lambda uri: "debian" not in uri.rpartition("/")[2])
 
     def resolve(self) -> list[_Deb]:
-        """The package and everything that it needs, as apt would install it."""
-        plan = self.apt("apt-get", "--simulate", "install", PACKAGE)
-        versions = re.findall(r"^Inst (\S+) \((\S+) ", plan, re.M)
-        wanted = [f"{name}={version}" for name, version in versions]
+        """The packages and, if it is wanted, everything that they need, as apt would install it."""
+        wanted = list(self._wanted.packages)
+        if self._wanted.dependencies:
+            plan = self.apt("apt-get", "--simulate", "install", *wanted)
+            versions = re.findall(r"^Inst (\S+) \((\S+) ", plan, re.M)
+            wanted = [f"{name}={version}" for name, version in versions]
         debs: dict[str, _Deb] = {}
         for stanza in self.apt("apt-cache", "show", *wanted).split("\n\n"):
             fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", stanza, re.M))
@@ -186,15 +218,15 @@ class _Apt:
                 stderr=log,
             )
             with fetching:
-                label = f"Fetching bitcoind ({total / 1e6:.0f} MB)"
+                label = f"Fetching {self._wanted.title} ({total / 1e6:.0f} MB)"
                 while fetching.poll() is None:
                     progress(_bytes_in(directory), total, label)
                     time.sleep(0.1)
         if fetching.returncode:
-            raise _failed("apt-get download", errors.read_text(errors="replace"))
+            raise _failed(self._wanted, "apt-get download", errors.read_text(errors="replace"))
 
 
-def _fetch(apt: _Apt, debs: Sequence[_Deb], store: Path, progress: Progress) -> list[Path]:
+def _download(apt: _Apt, debs: Sequence[_Deb], store: Path, progress: Progress) -> list[Path]:
     """The packages' files, by their SHA-256; what was fetched before isn't fetched again."""
     store.mkdir(exist_ok=True)
     missing = [deb for deb in debs if not _is(store / f"{deb.sha256}.deb", deb.sha256)]
@@ -211,25 +243,31 @@ def _fetch(apt: _Apt, debs: Sequence[_Deb], store: Path, progress: Progress) -> 
     return files
 
 
-def _unpack(debs: Sequence[Path], tree: Path) -> None:
-    """All or nothing: the tree appears under its name when it is whole."""
-    with tempfile.TemporaryDirectory(dir=tree.parent) as directory:
-        whole = Path(directory) / "tree"
-        whole.mkdir()
-        for deb in debs:
-            done = subprocess.run(
-                ["dpkg-deb", "-x", str(deb), str(whole)],  # noqa: S607  (PATH's dpkg is the system's)
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise _failed("dpkg-deb", done.stderr)
-        whole.rename(tree)
+def unpack(debs: Sequence[Path], tree: Path, wanted: Wanted) -> None:
+    """Unpack the packages' files into a directory, their scripts aside."""
+    for deb in debs:
+        done = subprocess.run(
+            ["dpkg-deb", "-x", str(deb), str(tree)],  # noqa: S607  (PATH's dpkg is the system's)
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise _failed(wanted, "dpkg-deb", done.stderr)
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def whole(tree: Path) -> Iterator[Path]:
+    """A directory to fill, which appears as `tree` when the block ends: all or nothing."""
+    with tempfile.TemporaryDirectory(dir=tree.parent) as directory:
+        filling = Path(directory) / "tree"
+        filling.mkdir()
+        yield filling
+        filling.rename(tree)
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
     """One provisioning at a time, between processes too; the others wait for it."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
@@ -255,13 +293,13 @@ def _sources(mirror: str) -> str:
     )
 
 
-def _failed(what: str, stderr: str) -> UserError:
+def _failed(wanted: Wanted, what: str, stderr: str) -> UserError:
     errors = [line for line in stderr.splitlines() if line.startswith(("E:", "Err:"))]
     detail = (errors or stderr.strip().splitlines() or ["it does not say why"])[0]
     return UserError(
         "provisioning-failed",
-        f"bitcoind could not be fetched from Debian's archive ({what}: {detail}); "
-        "check the network, or install Bitcoin Core or Bitcoin Knots yourself.",
+        f"{wanted.title} could not be fetched from Debian's archive ({what}: {detail}); "
+        f"check the network, or {wanted.advice}.",
     )
 
 

@@ -33,7 +33,7 @@ from channels.bolt.messages import (
     UpdateFee,
     UpdateFulfillHtlc,
 )
-from channels.bolt.transactions import OutPoint
+from channels.bolt.transactions import OutPoint, Transaction
 from channels.errors import LocalProtocolError, RemoteProtocolError
 from channels.units import BlockHeight, FeeratePerKw, Msat, ShortChannelId
 
@@ -121,11 +121,13 @@ class Channel:
         core = self._core
         if isinstance(message, Error):
             return self._failed_by_peer(message)
+        if core.state.state is State.FAILED and isinstance(message, ChannelReestablish):
+            return reestablish.retransmit_error(core)
+        if core.state.state in (State.FAILED, State.ONCHAIN, State.CLOSED):
+            return []  # whatever the peer says, the chain decides now
         if isinstance(message, ChannelReestablish):
             return reestablish.on_channel_reestablish(core, message)
         if type(message) not in LEGAL[core.state.state]:
-            if core.state.state in (State.FAILED, State.ONCHAIN, State.CLOSED):
-                return []  # whatever the peer says, the chain decides now
             name = type(message).__name__
             raise RemoteProtocolError(
                 "unexpected-message", f"{name} is not allowed in {core.state.state.value}."
@@ -142,7 +144,7 @@ class Channel:
         if isinstance(message, AnnouncementSignatures):
             return []  # channels are announced with gossip, which this node does not offer yet
         if core.state.state is State.CLOSING_AGREED:
-            return []
+            return mutual_close.repeat(core, message)
         if isinstance(message, Shutdown):
             feerate = core.state.log.fees[0].feerate_per_kw
             return mutual_close.on_shutdown(core, message, self._shutdown_script, feerate)
@@ -206,10 +208,25 @@ class Channel:
             if not h.ours and h.added is Stage.DONE and h.removed is None
         ]
 
-    def funding_spent(self, height: BlockHeight) -> list[Effect]:
+    def funding_spent(self, height: BlockHeight, transaction: Transaction) -> list[Effect]:
         """A transaction in block `height` spends the funding output."""
-        self._core.state.state = State.ONCHAIN
-        self._core.state.spent_height = height
+        state = self._core.state
+        if state.closing.transaction is None and mutual_close.is_agreed(self._core, transaction):
+            # The peer has broadcast it, and its last closing_signed did not reach us.
+            state.closing.transaction = transaction.serialize()
+        state.state = State.ONCHAIN
+        state.spent_height = height
+        return [Persist()]
+
+    def block_undone(self, height: BlockHeight) -> list[Effect]:
+        """The block at `height` left the best chain: what it confirmed is unconfirmed again."""
+        state = self._core.state
+        if state.spent_height == height:
+            state.spent_height = None
+        elif state.funding_height == height:
+            state.funding_height = None
+        else:
+            return []
         return [Persist()]
 
     def forget(self) -> list[Effect]:

@@ -92,14 +92,15 @@ def opener_cost(state: ChannelState, feerate: FeeratePerKw, extra: Htlc | None =
     `extra` is an HTLC about to be added, as the side that offers it sees it.
     """
     fees = []
+    channel_type = state.channel_type
     for owner_is_us in (True, False):
         dust = (state.local if owner_is_us else state.peer).dust_limit_satoshis
         htlcs = _htlcs(state, View.PENDING, owner_is_us)
         if extra is not None:
             htlcs.append(extra)
-        counted = sum(not is_trimmed(h, dust, feerate, state.channel_type) for h in htlcs)
-        fees.append(commitment_fee(state.channel_type, feerate, counted))
-    anchors = ANCHORS_MSAT if state.channel_type is ChannelType.ANCHORS else Msat(0)
+        counted = sum(not is_trimmed(h, dust, feerate, channel_type) for h in htlcs)
+        fees.append(commitment_fee(channel_type, feerate, counted))
+    anchors = ANCHORS_MSAT if channel_type is ChannelType.ANCHORS else Msat(0)
     return Msat(msat(max(fees)) + anchors)
 
 
@@ -132,6 +133,7 @@ def spendable(core: Core, ours: bool, amount: Msat, *, buffered: bool) -> str | 
 def dust_exposure(state: ChannelState, extra: Htlc | None = None) -> Msat:
     """BOLT 2, "Bounding exposure to trimmed in-flight HTLCs": the larger of both commitments."""
     feerate = state.log.feerate(View.PENDING)
+    channel_type = state.channel_type
     totals = []
     for owner_is_us in (True, False):
         dust = (state.local if owner_is_us else state.peer).dust_limit_satoshis
@@ -139,7 +141,7 @@ def dust_exposure(state: ChannelState, extra: Htlc | None = None) -> Msat:
         if extra is not None:
             htlcs.append(extra)
         totals.append(
-            sum(h.amount_msat for h in htlcs if is_trimmed(h, dust, feerate, state.channel_type))
+            sum(h.amount_msat for h in htlcs if is_trimmed(h, dust, feerate, channel_type))
         )
     return Msat(max(totals))
 

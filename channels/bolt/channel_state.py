@@ -90,6 +90,7 @@ class ClosingState(msgspec.Struct, kw_only=True):
     feerate_per_kw: FeeratePerKw | None = None
     sent_fee_satoshis: Sat | None = None
     received_fee_satoshis: Sat | None = None
+    agreed_fee_satoshis: Sat | None = None
     transaction: bytes | None = None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from channels.bolt import keys
+from channels.bolt.channel_commitments import opener_cost
 from channels.bolt.channel_state import Core, State
 from channels.bolt.closing import closing_transaction
 from channels.bolt.effects import Effect, MutualClose, Persist, Send
-from channels.bolt.messages import ClosingSigned, FeeRange, Shutdown
+from channels.bolt.htlcs import View
+from channels.bolt.messages import ClosingSigned, FeeRange, Message, Shutdown
 from channels.bolt.transactions import (
     Transaction,
     funding_script,
@@ -96,9 +98,32 @@ def restart_negotiation(core: Core) -> list[Effect]:
     state = core.state
     state.closing.sent_fee_satoshis = None
     state.closing.received_fee_satoshis = None
-    if state.state is State.NEGOTIATING and state.opener:
+    closing_fee = state.closing.agreed_fee_satoshis
+    if state.opener and closing_fee is not None:
+        # The peer may not have our last closing_signed.
+        return _offer(core, closing_fee)
+    if state.opener and state.state is State.NEGOTIATING:
         return _offer(core, _ideal_fee(core))
     return negotiate(core)
+
+
+def repeat(core: Core, message: Message) -> list[Effect]:
+    """We agreed; a peer that asks for it after a reconnection gets our closing_signed again."""
+    closing = core.state.closing
+    due = isinstance(message, ClosingSigned) and closing.sent_fee_satoshis is None
+    if due and closing.agreed_fee_satoshis is not None:
+        return _offer(core, closing.agreed_fee_satoshis)
+    return []
+
+
+def is_agreed(core: Core, transaction: Transaction) -> bool:
+    """Whether a transaction that spends the funding output is a mutual close that we signed.
+
+    Only a mutual close pays to nothing but the scripts of both shutdowns.
+    """
+    closing = core.state.closing
+    scripts = {closing.local_scriptpubkey, closing.remote_scriptpubkey}
+    return None not in scripts and {out.script for out in transaction.outputs} <= scripts
 
 
 def _offer(core: Core, fee: Sat) -> list[Effect]:
@@ -130,11 +155,11 @@ def on_closing_signed(core: Core, message: ClosingSigned) -> list[Effect]:
     low, high = _fee_range(core)
     fee = message.fee_satoshis
     if fee == closing.sent_fee_satoshis:
-        return _agree(core, transaction, message.signature)
+        return _agree(core, fee, transaction, message.signature)
     if low <= fee <= high:
         # In our range: BOLT 2 says to reply with the same value, which ends the negotiation.
         reply = _offer(core, fee)
-        return [*reply, *_agree(core, transaction, message.signature)]
+        return [*reply, *_agree(core, fee, transaction, message.signature)]
     return _counter(core, message, low, high)
 
 
@@ -169,11 +194,12 @@ def _counter(core: Core, message: ClosingSigned, low: Sat, high: Sat) -> list[Ef
     return _offer(core, between)
 
 
-def _agree(core: Core, unsigned: Transaction, their_signature: bytes) -> list[Effect]:
+def _agree(core: Core, fee: Sat, unsigned: Transaction, their_signature: bytes) -> list[Effect]:
     state = core.state
     ours = keys.sign(core.secrets.funding, _digest(core, unsigned))
     transaction = unsigned.with_witness(0, _funding_witness(core, ours, their_signature))
     state.closing.transaction = transaction.serialize()
+    state.closing.agreed_fee_satoshis = fee
     state.state = State.CLOSING_AGREED
     return [Persist(), MutualClose(transaction)]
 
@@ -192,7 +218,7 @@ def _unsigned(core: Core, fee: Sat) -> Transaction:
     assert closing.local_scriptpubkey is not None, "both scripts are known in negotiation"
     assert closing.remote_scriptpubkey is not None, "both scripts are known in negotiation"
     local, remote = sat_floor(state.log.local_msat), sat_floor(state.log.remote_msat)
-    if fee > (local if state.opener else remote):
+    if fee > _opener_balance(core):
         raise RemoteProtocolError("closing-fee-too-large", "The opener can't pay that closing fee.")
     try:
         return closing_transaction(
@@ -214,16 +240,28 @@ def _digest(core: Core, transaction: Transaction) -> bytes:
 
 def _ideal_fee(core: Core) -> Sat:
     feerate = core.state.closing.feerate_per_kw or core.policy.min_feerate
-    return Sat(_closing_weight(core) * feerate // 1000 + 1)
+    # The opener can't offer more than it has, however high feerates have risen since.
+    return min(Sat(_closing_weight(core) * feerate // 1000 + 1), _opener_balance(core))
+
+
+def _opener_balance(core: Core) -> Sat:
+    log = core.state.log
+    return sat_floor(log.local_msat if core.state.opener else log.remote_msat)
 
 
 def _fee_range(core: Core) -> tuple[Sat, Sat]:
-    """What we agree to. The accepter does not pay, so any relayable fee suits it."""
+    """What we agree to. The accepter does not pay, so any relayable fee suits it.
+
+    The opener pays up to what closing alone would cost it: the fee and anchors of its commitment.
+    A peer that estimates feerates higher than we do still finds its fee in there.
+    """
+    state = core.state
     lowest = Sat(_closing_weight(core) * core.policy.min_feerate // 1000)
-    if core.state.opener:
+    if state.opener:
         ideal = _ideal_fee(core)
-        return min(lowest, ideal), Sat(2 * ideal)
-    return lowest, sat_floor(core.state.log.remote_msat)
+        alone = sat_floor(opener_cost(state, state.log.feerate(View.PENDING)))
+        return min(lowest, ideal), min(Sat(max(2 * ideal, alone)), _opener_balance(core))
+    return lowest, _opener_balance(core)
 
 
 def _closing_weight(core: Core) -> int:

@@ -23,9 +23,10 @@ def connected(core: Core) -> list[Effect]:
     """A new connection: say where we are, and wait for the peer to say the same."""
     core.connected, core.reestablished = True, False
     state = core.state
+    # After a crash nobody has called `disconnected`.
+    state.log.forget_uncommitted()
     if state.failure is not None:
-        # BOLT 2: a channel in an error state retransmits the error and nothing else.
-        return [Send(Error(channel_id=state.channel_id, data=state.failure[1].encode()))]
+        return []  # `retransmit_error` when the peer speaks of it
     secret = bytes(32)
     if state.remote_revoked > 0:
         revoked = keys.RevokedSecrets.from_list(state.revoked_secrets)
@@ -41,6 +42,18 @@ def connected(core: Core) -> list[Effect]:
             )
         )
     ]
+
+
+def retransmit_error(core: Core) -> list[Effect]:
+    """BOLT 2: a channel in an error state retransmits the error, and ignores everything else.
+
+    Only to a peer that does not know yet, so that still wants to go on with the channel: Electrum
+    closes the connection whenever an error comes, and with it those of our channels that are well.
+    """
+    state = core.state
+    if state.failure is None:
+        return []
+    return [Send(Error(channel_id=state.channel_id, data=state.failure[1].encode()))]
 
 
 def on_channel_reestablish(core: Core, message: ChannelReestablish) -> list[Effect]:

@@ -65,7 +65,7 @@ def offer_htlc(
     )
     state.log.next_local_id += 1
     state.log.htlcs.append(htlc)
-    return htlc.id, [Send(add_message(core, htlc))]
+    return htlc.id, _proposed(add_message(core, htlc))
 
 
 _OFFER_SENTENCES = {
@@ -104,7 +104,7 @@ def fulfill_htlc(core: Core, htlc_id: int, payment_preimage: bytes) -> list[Effe
         )
     htlc.payment_preimage = payment_preimage
     htlc.removed = Stage.PROPOSED
-    return [Send(remove_message(core, htlc))]
+    return _proposed(remove_message(core, htlc))
 
 
 def fail_htlc(core: Core, htlc_id: int, reason: bytes) -> list[Effect]:
@@ -112,7 +112,7 @@ def fail_htlc(core: Core, htlc_id: int, reason: bytes) -> list[Effect]:
     htlc = _removable(core, htlc_id)
     htlc.reason = reason
     htlc.removed = Stage.PROPOSED
-    return [Send(remove_message(core, htlc))]
+    return _proposed(remove_message(core, htlc))
 
 
 def fail_malformed_htlc(core: Core, htlc_id: int, failure_code: int) -> list[Effect]:
@@ -120,7 +120,13 @@ def fail_malformed_htlc(core: Core, htlc_id: int, failure_code: int) -> list[Eff
     htlc = _removable(core, htlc_id)
     htlc.malformed = (failure_code, hashlib.sha256(htlc.onion_routing_packet).digest())
     htlc.removed = Stage.PROPOSED
-    return [Send(remove_message(core, htlc))]
+    return _proposed(remove_message(core, htlc))
+
+
+def _proposed(message: Message) -> list[Effect]:
+    # Stored though it is not signed yet: the node notes in the same turn what an HTLC is for or
+    # that an invoice is paid, and neither may be on disk without the other.
+    return [Persist(), Send(message)]
 
 
 def _removable(core: Core, htlc_id: int) -> LiveHtlc:
@@ -141,7 +147,7 @@ def propose_fee(core: Core, feerate_per_kw: FeeratePerKw) -> list[Effect]:
     if local - opener_cost(state, feerate_per_kw) < msat(state.peer.channel_reserve_satoshis):
         raise LocalProtocolError("insufficient-balance", "We can't pay that feerate.")
     state.log.fees.append(FeeUpdate(feerate_per_kw=feerate_per_kw))
-    return [Send(UpdateFee(channel_id=state.channel_id, feerate_per_kw=feerate_per_kw))]
+    return _proposed(UpdateFee(channel_id=state.channel_id, feerate_per_kw=feerate_per_kw))
 
 
 def commit(core: Core) -> list[Effect]:

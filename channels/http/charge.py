@@ -73,8 +73,9 @@ def verify(
         raise malformed("This challenge is not for a charge.")
     method.check_paid(issued, preimage, now, "lightning/expired-invoice")
     if issued.challenge.digest is not None and issued.challenge.digest != digest:
-        # draft-httpauth-payment-00, section "Request Body Digest Binding"
-        raise Problem("verification-failed", "This payment was for another request body.")
+        # draft-httpauth-payment-00, sections "Request Body Digest Binding" and "Status Codes": it
+        # is paid, so it is refused without another challenge; the payment keeps its worth.
+        raise Problem("verification-failed", "This payment was for another request body.", 403)
     return issued
 
 

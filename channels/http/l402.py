@@ -66,7 +66,7 @@ class Macaroon:
         head = reader.section()
         if not head or _IDENTIFIER not in head:
             raise malformed("The macaroon has no identifier.")
-        caveats = []
+        caveats: list[bytes] = []
         while section := reader.section():
             if set(section) != {_IDENTIFIER} or len(caveats) == MAX_CAVEATS:
                 raise malformed("The macaroon has caveats that are not understood.")

@@ -154,6 +154,8 @@ class Credit:
 class Open:
     issued: Issued
     return_invoice: str
+    return_hash: bytes
+    return_expires: UnixTime
     bearer_hash: bytes | None
     credit: Credit | None
 
@@ -224,10 +226,12 @@ def _verify_open(payload: Mapping[str, Any], issued: Issued, now: UnixTime) -> O
     bearer_hash = payload.get("bearerHash")
     credit = payload.get("credit")
     method.check_paid(issued, preimage, now, "lightning/challenge-expired")
-    check_return_invoice(return_invoice, issued, now)
+    returned = read_return_invoice(return_invoice, issued, now)
     return Open(
         issued,
         str(return_invoice),
+        returned.payment_hash,
+        returned.expires_at,
         None if bearer_hash is None else method.hex32(bearer_hash, "bearerHash"),
         None if credit is None else _read_credit(credit),
     )
@@ -243,7 +247,7 @@ def _verify_topup(
     return TopUp(issued, session.id)
 
 
-def check_return_invoice(text: object, issued: Issued, now: UnixTime) -> None:
+def read_return_invoice(text: object, issued: Issued, now: UnixTime) -> bolt11.Invoice:
     """Section "Open Verification", step 7: same network, no amount (or an explicit 0)."""
     if not isinstance(text, str):
         raise malformed("`returnInvoice` must be a BOLT 11 invoice without an amount.")
@@ -258,6 +262,7 @@ def check_return_invoice(text: object, issued: Issued, now: UnixTime) -> None:
         raise _bad_return_invoice("The return invoice is for another network.")
     if now >= invoice.expires_at:
         raise _bad_return_invoice("The return invoice has expired.")
+    return invoice
 
 
 def _bad_return_invoice(sentence: str) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import TYPE_CHECKING
 
 from channels.bolt.messages import Message
@@ -141,7 +142,9 @@ class Connections:
                 if peer_id in known and due <= moment:
                     self._retry[peer_id] = (moment + delay, min(2 * delay, LAST_RETRY))
                     self._tasks.spawn(self._dial(known[peer_id]))
-            await asyncio.sleep(FIRST_RETRY)
+            # Two nodes that dial each other at the same moment would each drop the other's
+            # connection; they must not stay in step.
+            await asyncio.sleep(FIRST_RETRY * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
 
     async def _dial(self, row: PeerRow) -> None:
         self._dialling.add(row.node_id)

@@ -33,6 +33,8 @@ REGTEST = NetworkParams(
         chain_hash=_hash("0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206"),
         to_self_delay=6,
         minimum_depth=1,
+        # Without a fee market, Electrum takes 37500 for its estimate and adds half of it.
+        max_feerate=FeeratePerKw(100_000),
     ),
     # Two satoshis per virtual byte: what a quiet mempool asks, so that costs look like real ones.
     default_feerate=FeeratePerKw(500),

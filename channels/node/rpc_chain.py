@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from channels.bolt import features, keys
@@ -199,8 +200,15 @@ class ChainMethods:
         return {
             "tx": transaction.serialize().hex(),
             "txid": transaction.txid_hex,
-            "psbt": psbt(transaction),
+            "psbt": psbt(transaction, self._spent_by(transaction)),
         }
+
+    def _spent_by(self, transaction: Transaction) -> list[TxOut]:
+        coins = [
+            self._node.store.utxo(txin.outpoint.txid, txin.outpoint.vout)
+            for txin in transaction.inputs
+        ]
+        return [TxOut(coin.value, coin.script) for coin in coins if coin is not None]
 
     async def feerate(self, wanted: FeeratePerKw | str | None) -> FeeratePerKw:
         """A feerate argument: a number, or one of lightningd's names for an estimate."""
@@ -280,8 +288,8 @@ def from_zbase32(text: str) -> bytes | None:
     return (number >> extra).to_bytes(len(text) * 5 // 8, "big")
 
 
-def psbt(transaction: Transaction) -> str:
-    """The finished transaction as a PSBT (BIP 174): each input has its final witness."""
+def psbt(transaction: Transaction, spent: Sequence[TxOut]) -> str:
+    """The finished transaction as a PSBT (BIP 174): each input with its coin and final witness."""
     stripped = transaction
     for index in range(len(transaction.inputs)):
         stripped = stripped.with_witness(index, ())
@@ -291,11 +299,12 @@ def psbt(transaction: Transaction) -> str:
         return _compact(len(key)) + key + _compact(len(value)) + value
 
     parts = [b"psbt\xff", pair(b"\x00", unsigned), b"\x00"]
-    for txin in transaction.inputs:
+    for txin, coin in zip(transaction.inputs, spent, strict=True):
+        utxo = coin.value.to_bytes(8, "little") + _compact(len(coin.script)) + coin.script
         witness = _compact(len(txin.witness)) + b"".join(
             _compact(len(item)) + item for item in txin.witness
         )
-        parts += [pair(b"\x08", witness), b"\x00"]
+        parts += [pair(b"\x01", utxo), pair(b"\x08", witness), b"\x00"]
     parts += [b"\x00"] * len(transaction.outputs)
     return base64.b64encode(b"".join(parts)).decode()
 

@@ -11,6 +11,7 @@ from channels.bolt.channel import Channel, State
 from channels.bolt.channel_commitments import opener_cost
 from channels.bolt.commitment import ChannelType, Htlc
 from channels.bolt.htlcs import View
+from channels.bolt.opening import MAX_FUNDING_SATOSHIS
 from channels.bolt.transactions import Transaction, p2wsh
 from channels.errors import LocalProtocolError, OdaError, UserError
 from channels.node import rpc_params as params
@@ -110,7 +111,7 @@ class ChannelMethods:
                     Param("channel_type", False, params.array(params.u32)),
                 ),
                 self.fundchannel,
-                "Open a channel with a connected peer.",
+                "Open a channel with a peer.",
             ),
             Command(
                 "listpeerchannels",
@@ -136,31 +137,35 @@ class ChannelMethods:
 
     async def connect(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         peer_id, host, port = self._where(arguments)
-        node = self._node
-        if host is None:
-            known = next((p for p in node.store.load_peers() if p.node_id == peer_id), None)
-            if peer_id in node.connections.peers:
-                host, port = "", 0
-            elif known is None:
-                raise RpcMethodError(
-                    RpcErrorCode.CONNECT_NO_KNOWN_ADDRESS,
-                    "Unable to connect, no address known for peer",
-                )
-            else:
-                host, port = known.host, known.port
-        try:
-            peer = await node.connections.connect(peer_id, host, port)
-        except OdaError as error:
-            raise RpcMethodError(
-                RpcErrorCode.CONNECT_ALL_ADDRESSES_FAILED, f"All addresses failed: {error}"
-            ) from error
-        direction = "in" if peer_id in node.connections.inbound else "out"
+        peer = await self._connected(peer_id, host, port)
+        direction = "in" if peer_id in self._node.connections.inbound else "out"
         return {
             "id": peer_id.hex(),
             "features": _bits(peer),
             "direction": direction,
-            "address": {"type": _kind(host), "address": host, "port": port},
+            "address": _address(peer.address),
         }
+
+    async def _connected(self, peer_id: bytes, host: str | None, port: int) -> PeerConnection:
+        """The peer, to whom we connect unless we are; without `host`, where it was before."""
+        node = self._node
+        peer = node.connections.peers.get(peer_id)
+        if peer is not None:
+            return peer
+        if host is None:
+            known = next((p for p in node.store.load_peers() if p.node_id == peer_id), None)
+            if known is None:
+                raise RpcMethodError(
+                    RpcErrorCode.CONNECT_NO_KNOWN_ADDRESS,
+                    "Unable to connect, no address known for peer",
+                )
+            host, port = known.host, known.port
+        try:
+            return await node.connections.connect(peer_id, host, port)
+        except OdaError as error:
+            raise RpcMethodError(
+                RpcErrorCode.CONNECT_ALL_ADDRESSES_FAILED, f"All addresses failed: {error}"
+            ) from error
 
     def _where(self, arguments: Arguments) -> tuple[bytes, str | None, int]:
         text, host, port = arguments["id"], arguments["host"], arguments["port"]
@@ -215,9 +220,16 @@ class ChannelMethods:
         amount = arguments["amount"]
         if amount == ALL:
             script = p2wsh(b"")  # of the funding output's size
-            amount = self._node.wallet.spendable(
+            spendable = self._node.wallet.spendable(
                 script, feerate, self._node.now(), keep=ANCHOR_RESERVE
             )
+            amount = min(spendable, MAX_FUNDING_SATOSHIS)
+        if amount > MAX_FUNDING_SATOSHIS:
+            raise RpcMethodError(
+                RpcErrorCode.FUND_MAX_EXCEEDED,
+                f"Amount exceeded {MAX_FUNDING_SATOSHIS} sat, the most without large channels",
+            )
+        await self._connected(arguments["id"], None, 0)
         call.notify("Asking the peer for a channel")
         try:
             channel, transaction = await self._node.funding.open(
@@ -342,10 +354,11 @@ class ChannelMethods:
                 script = to_script(address_network(node), destination)
             except OdaError as error:
                 raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, str(error)) from error
+        # Asked for first: the peer may close, too, while bitcoind answers.
+        feerate = await node.tracker.feerate()
         if channel.state.state in (State.NEGOTIATING, State.CLOSING_AGREED, State.ONCHAIN):
             call.notify("The channel is closing already")
         else:
-            feerate = await node.tracker.feerate()
             try:
                 node.carry_out(channel, channel.close(script, feerate))
             except LocalProtocolError as error:
@@ -367,13 +380,7 @@ class ChannelMethods:
             )
         await self._node.turn.committed()
         txid = Transaction.parse(raw).txid_hex
-        return {
-            "type": "mutual",
-            "tx": raw.hex(),
-            "txid": txid,
-            "txs": [raw.hex()],
-            "txids": [txid],
-        }
+        return {"type": "mutual", "txs": [raw.hex()], "txids": [txid]}
 
     def _find(self, text: str) -> Channel:
         """A channel by the id of its peer, its channel id or its short channel id."""
@@ -413,8 +420,8 @@ def _bits(peer: PeerConnection) -> str:
     return features.encode_bits(peer.their_features).hex()
 
 
-def _kind(host: str) -> str:
-    try:
-        return f"ipv{ipaddress.ip_address(host).version}"
-    except ValueError:
-        return "ipv4"
+def _address(text: str) -> dict[str, Any]:
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    version = ipaddress.ip_address(host).version
+    return {"type": f"ipv{version}", "address": host, "port": int(port)}

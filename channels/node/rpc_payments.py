@@ -270,13 +270,14 @@ class PaymentMethods:
         }
 
     async def listpays(self, arguments: Arguments, call: Call) -> dict[str, Any]:
-        payment_hash = _wanted_hash(arguments)
-        rows = self._node.store.list_payments(arguments["status"])
-        return {
-            "pays": [
-                describe_payment(row) for row in rows if payment_hash in (None, row.payment_hash)
-            ]
-        }
+        payment_hash, status = _wanted_hash(arguments), arguments["status"]
+        store = self._node.store
+        if payment_hash is None:
+            rows = store.list_payments(status)
+        else:
+            row = store.payment(payment_hash)
+            rows = [row] if row is not None and status in (None, row.status) else []
+        return {"pays": [describe_payment(row) for row in rows]}
 
     async def listsendpays(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         rows = self._node.store.attempts(_wanted_hash(arguments), arguments["status"])
@@ -399,16 +400,15 @@ def describe_payment(row: PaymentRow) -> dict[str, Any]:
         "destination": row.destination.hex(),
         "created_at": row.created_at,
         "bolt11": row.bolt11,
-        "amount_msat": row.amount_msat,
     }
-    if row.completed_at is not None:
-        entry["completed_at"] = row.completed_at
     if row.status == "complete" and row.preimage is not None:
         entry |= {
+            "amount_msat": row.amount_msat,
+            "completed_at": row.completed_at,
             "amount_sent_msat": row.amount_sent_msat,
             "preimage": row.preimage.hex(),
             "number_of_parts": 1,
         }
-    elif row.status == "failed":
-        entry["amount_sent_msat"] = 0
+    else:
+        entry["amount_sent_msat"] = row.amount_sent_msat
     return entry

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
 from channels.bolt.channel import Channel, State
 from channels.bolt.transactions import Transaction
+from channels.errors import OdaError
 from channels.node.chain import (
     BitcoindError,
     BitcoindUnreachable,
@@ -29,6 +31,9 @@ FORGET_DEPTH = 100
 
 REBROADCAST_SECONDS = 30.0
 
+RETRY_SECONDS = 5.0
+"""Between looks at a bitcoind that is on another chain than ours."""
+
 ALREADY_IN_CHAIN = -27
 """Bitcoin Core, src/rpc/protocol.h: RPC_VERIFY_ALREADY_IN_UTXO_SET."""
 
@@ -40,6 +45,7 @@ class Tracker:
         self._node = node
         self.outage: str | None = None
         self.synced = asyncio.Event()
+        self._resend = asyncio.Event()
         self._tasks = Tasks()
 
     def start(self) -> None:
@@ -50,16 +56,42 @@ class Tracker:
         await self._tasks.cancel()
 
     async def _follow(self) -> None:
-        node = self._node
         height, tip = await self._starting_point()
         await self._note_if_synced(height)
+        while True:
+            try:
+                await self._follow_from(height, tip)
+            except OdaError as error:
+                if error.reason != "unknown-block":
+                    raise
+                height, tip = await self._step_back(height, tip, error)
+
+    async def _follow_from(self, height: BlockHeight, tip: bytes) -> None:
+        node = self._node
         async for change in node.chain.follow(height, tip, self._on_outage):
             if isinstance(change, Connected):
                 self._connect(change.block)
                 await self._note_if_synced(change.block.height)
             elif isinstance(change, Disconnected):
-                node.wallet.disconnect_block(change.height, change.hash)
+                self._disconnect(change.height, change.hash)
             await node.turn.committed()
+
+    async def _step_back(
+        self, height: BlockHeight, tip: bytes, error: OdaError
+    ) -> tuple[BlockHeight, bytes]:
+        """A bitcoind that crashed may have lost the newest block that we have seen."""
+        node = self._node
+        height, tip = node.wallet.tip() or (height, tip)
+        below = node.store.block_hash(BlockHeight(height - 1))
+        if below is None:
+            if self.outage is None:
+                log.error("the chain can't be followed: %s", error)
+            self.outage = str(error)
+            await asyncio.sleep(RETRY_SECONDS)
+            return height, tip
+        self._disconnect(height, tip)
+        await node.turn.committed()
+        return BlockHeight(height - 1), below
 
     async def _starting_point(self) -> tuple[BlockHeight, bytes]:
         """The newest block we have seen; a new wallet starts at the tip, a restored one at 0."""
@@ -97,6 +129,7 @@ class Tracker:
             log.warning("bitcoind is away: %s", error)
         elif error is None and self.outage is not None:
             log.info("bitcoind is back")
+            self._resend.set()  # it may have lost its mempool
         self.outage = None if error is None else str(error)
 
     def _connect(self, block: Block) -> None:
@@ -119,6 +152,11 @@ class Tracker:
                     self._spent(channel, transaction, block.height)
         for channel in list(node.channels.values()):
             self.check_depth(channel)
+
+    def _disconnect(self, height: BlockHeight, block_hash: bytes) -> None:
+        self._node.wallet.disconnect_block(height, block_hash)
+        for channel in self._node.channels.values():
+            self._node.carry_out(channel, channel.block_undone(height))
 
     def _funded(
         self, channel: Channel, transaction: Transaction, height: BlockHeight, position: int
@@ -149,13 +187,13 @@ class Tracker:
 
     def _spent(self, channel: Channel, transaction: Transaction, height: BlockHeight) -> None:
         state = channel.state
+        self._node.carry_out(channel, channel.funding_spent(height, transaction))
         if transaction.serialize() != state.closing.transaction:
             log.error(
                 "the funding output of %s was spent by %s, which is not our mutual close",
                 state.channel_id.hex(),
                 transaction.txid_hex,
             )
-        self._node.carry_out(channel, channel.funding_spent(height))
 
     # --- fees and broadcasting -----------------------------------------------------------------
 
@@ -190,4 +228,7 @@ class Tracker:
         while True:
             for raw in self._node.store.transactions_to_broadcast():
                 await self._broadcast(raw)
-            await asyncio.sleep(REBROADCAST_SECONDS)
+            self._resend.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REBROADCAST_SECONDS):
+                    await self._resend.wait()

@@ -24,6 +24,15 @@ EMPTY_PROMPT: Final = b"\n"
 """What stands in for an empty prompt: a model can't continue nothing."""
 
 
+def one_thread() -> None:
+    """Make torch compute with one thread: call it where a worker begins.
+
+    These models are so small that a second thread only costs; one also keeps every sum in the
+    same order, on which resuming to the bit rests.
+    """
+    torch.set_num_threads(1)
+
+
 def seen_prompt(prompt: bytes, context: int) -> bytes:
     """The part of a prompt that the model is shown: its last `context` bytes, never none."""
     return prompt[-context:] or EMPTY_PROMPT

@@ -113,17 +113,34 @@ async def test_a_cancelled_waiter_does_not_spoil_the_turn(ledger: Ledger) -> Non
         await waiting[0]
 
 
-async def test_a_turn_that_cannot_be_stored_fails_all_who_wait(
+async def test_a_turn_that_cannot_be_stored_fails_all_who_wait(ledger: Ledger) -> None:
+    """A full disk rolls back what others wrote before in the same turn."""
+    ledger.set_mark("a", 1)
+    first = asyncio.create_task(ledger.committed())
+    await asyncio.sleep(0)
+    ledger._db.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(sqlite3.OperationalError):
+        ledger.save_answer(replace(ANSWER, body=bytes(1 << 20)))
+    with pytest.raises(sqlite3.OperationalError):
+        ledger.set_mark("b", 1)
+    with pytest.raises(sqlite3.OperationalError):
+        await first
+    ledger._db.execute("PRAGMA max_page_count = 1000000")
+    assert (ledger.mark("a"), ledger.mark("b")) == (0, 0)
+    ledger.set_mark("c", 1)
+    await ledger.committed()
+    assert ledger.mark("c") == 1
+
+
+async def test_a_commit_that_fails_fails_all_who_wait(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> None:
         raise sqlite3.OperationalError("disk full")
 
     monkeypatch.setattr(ledger, "commit", full)
-    ledger.set_mark("a", 1)
     results = await asyncio.gather(ledger.committed(), ledger.committed(), return_exceptions=True)
     assert [type(result) for result in results] == [sqlite3.OperationalError] * 2
-    assert ledger.mark("a") == 0
 
 
 def test_issued(ledger: Ledger) -> None:
@@ -212,7 +229,8 @@ amounts = st.integers(0, 2**60).map(Msat)
 def test_sessions_come_back_as_they_were(shared: Ledger, session: Session) -> None:
     shared.save_session(session)
     assert shared.session(session.id) == session
-    restless = session.phase is not Phase.CLOSED or session.refund_status in (
+    open_ = session.kind is Kind.SESSION and session.phase is not Phase.CLOSED
+    restless = open_ or session.refund_status in (
         RefundStatus.PENDING,
         RefundStatus.UNKNOWN,
         RefundStatus.FAILED,

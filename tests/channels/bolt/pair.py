@@ -186,8 +186,9 @@ class Pair:
         for side in (self.alice, self.bob):
             side.outbox.clear()
             if side in restart:
-                self.restart(side)
-            side.carry_out(side.machine.disconnected())
+                self.restart(side)  # nobody tells it that it was disconnected
+            else:
+                side.carry_out(side.machine.disconnected())
         for side in (self.alice, self.bob):
             side.carry_out(side.machine.connected())
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from channels.bolt import messages
 from channels.bolt.channel import LEGAL, Channel, State
 from channels.bolt.channel_commitments import local_commitment
-from channels.bolt.commitment import ChannelType, check_signatures
+from channels.bolt.commitment import ChannelType, check_signatures, commitment_fee
 from channels.bolt.effects import Persist, Send
 from channels.bolt.htlcs import Stage
 from channels.errors import LocalProtocolError, RemoteProtocolError
@@ -212,9 +212,8 @@ def test_a_connection_lost_at_any_message_of_a_payment(lost: int, restart: bool)
             effects = pair.bob.machine.fulfill_htlc(htlc_id, preimage_of(1))
             pair.bob.carry_out(effects)
     assert delivered > lost or lost > 6
-    offered_lost = restart and lost == 0  # never persisted: nothing promised, nothing paid
-    assert pair.alice.fulfilled == ({} if offered_lost else {htlc_id: preimage_of(1)})
-    assert pair.balances()[1] == (300_000_000 if offered_lost else 307_000_000)
+    assert pair.alice.fulfilled == {htlc_id: preimage_of(1)}
+    assert pair.balances()[1] == 307_000_000
 
 
 def test_shutdown_waits_for_htlcs_and_survives_a_reconnection() -> None:
@@ -234,6 +233,24 @@ def test_shutdown_waits_for_htlcs_and_survives_a_reconnection() -> None:
     pair.exchange()
     assert pair.alice.closing is not None
     assert pair.alice.closing == pair.bob.closing
+
+
+def test_closing_together_may_cost_what_closing_alone_would() -> None:
+    """A peer that estimates feerates higher than we do closes with us all the same."""
+    pair = Pair().confirm()
+    pair.alice.carry_out(pair.alice.machine.close(pair.script("alice"), FeeratePerKw(253)))
+    while pair.alice.machine.state.state is not State.NEGOTIATING:
+        for side in (pair.alice, pair.bob):
+            if side.outbox:
+                pair.deliver(side)
+    offer = messages.decode(pair.alice.outbox[0])
+    assert isinstance(offer, messages.ClosingSigned)
+    assert offer.fee_range is not None
+    state = pair.alice.machine.state
+    feerate = state.log.fees[0].feerate_per_kw
+    alone = commitment_fee(state.channel_type, feerate, 0) + 660  # and two anchors (BOLT 3)
+    assert offer.fee_range.max_fee_satoshis == alone
+    assert 2 * offer.fee_range.min_fee_satoshis <= 2 * offer.fee_satoshis < alone
 
 
 def test_closing_signed_lost_restarts_the_negotiation() -> None:
@@ -271,7 +288,8 @@ def _example(kind: type[messages.Message]) -> messages.Message:
     pair = Pair().confirm()
     channel_id = pair.alice.machine.state.channel_id
     known: dict[str, Any] = {"channel_id": channel_id, "htlc_signature": (), "id": 0}
-    values = {}
+    values: dict[str, Any] = {}
+    assert dataclasses.is_dataclass(kind)
     for field in dataclasses.fields(kind):
         if field.default is not dataclasses.MISSING:
             continue
@@ -484,13 +502,19 @@ def test_a_failed_channel_says_so_again_and_does_nothing_else() -> None:
     pair = Pair().confirm()
     machine = pair.alice.machine
     pair.alice.carry_out(machine.fail(RemoteProtocolError("bad-feerate", "The fee is silly.")))
+    pair.reconnect(restart=(pair.alice,))
+    assert not pair.alice.outbox
+    # Bob has not heard of it, so he wants to go on.
+    pair.deliver(pair.bob)
     assert pair.deliver(pair.alice) == messages.Error(
         machine.state.channel_id, b"The fee is silly."
     )
     assert pair.bob.machine.state.state is State.FAILED
-    pair.reconnect(restart=(pair.alice,))
-    assert isinstance(messages.decode(pair.alice.outbox[0]), messages.Error)
     assert pair.alice.machine.receive(_add(pair)) == []
+    # Now he knows: an error at every reconnection would make some peers disconnect again.
+    pair.reconnect(restart=(pair.alice,))
+    assert not pair.alice.outbox
+    assert not pair.bob.outbox
 
 
 def test_a_channel_confirmed_while_the_peer_was_away() -> None:
@@ -515,3 +539,48 @@ def test_usable_says_when_payments_flow() -> None:
     assert channel.usable
     channel.disconnected()
     assert not channel.usable
+
+
+def test_a_last_closing_signed_that_was_lost_is_sent_again() -> None:
+    pair = Pair().confirm()
+    pair.alice.carry_out(pair.alice.machine.close(pair.script("alice"), FeeratePerKw(500)))
+    while pair.bob.closing is None:
+        pair.deliver(pair.alice if pair.alice.outbox else pair.bob)
+    assert pair.alice.machine.state.state is State.NEGOTIATING
+    pair.reconnect(restart=(pair.alice, pair.bob))
+    pair.exchange()
+    assert pair.alice.closing == pair.bob.closing
+    pair.reconnect()
+    pair.exchange()  # both have agreed: each says so once, and then both are quiet
+    assert pair.bob.machine.state.state is State.CLOSING_AGREED
+
+
+def test_a_mutual_close_that_the_peer_broadcast_is_recognized() -> None:
+    pair = Pair().confirm()
+    pair.alice.carry_out(pair.alice.machine.close(pair.script("alice"), FeeratePerKw(500)))
+    while pair.bob.closing is None:
+        pair.deliver(pair.alice if pair.alice.outbox else pair.bob)
+    pair.alice.carry_out(pair.alice.machine.funding_spent(BlockHeight(110), pair.bob.closing))
+    state = pair.alice.machine.state
+    assert (state.state, state.spent_height) == (State.ONCHAIN, 110)
+    assert state.closing.transaction == pair.bob.closing.serialize()
+    # The peer has not seen the block yet and goes on as if nothing had happened.
+    reestablish = messages.ChannelReestablish(state.channel_id, 1, 0, bytes(32), bytes(33))
+    assert pair.alice.machine.receive(reestablish) == []
+
+
+def test_an_opener_offers_no_closing_fee_that_it_cannot_pay() -> None:
+    pair = Pair(push=Msat(985_000_000), feerate=FeeratePerKw(253)).confirm()
+    pair.bob.carry_out(pair.bob.machine.close(pair.script("bob"), FeeratePerKw(50_000)))
+    pair.alice.machine.state.closing.feerate_per_kw = FeeratePerKw(50_000)
+    pair.exchange()
+    assert pair.bob.closing is not None
+    (output,) = pair.bob.closing.outputs
+    assert (output.script, output.value) == (pair.script("bob"), 985_000)
+
+
+def test_a_block_that_leaves_the_chain_unconfirms_the_funding() -> None:
+    machine = Pair().confirm().alice.machine
+    assert machine.block_undone(BlockHeight(102)) == []
+    assert machine.block_undone(BlockHeight(101)) == [Persist()]
+    assert machine.state.funding_height is None

@@ -104,8 +104,9 @@ def test_an_offer_must_match_its_invoice() -> None:
 
 def test_open() -> None:
     verified = session.verify(credential("open", **OPEN), issued(), None, NOW)
-    assert verified == Open(issued(), RETURN.text, None, None)
-    more = {
+    expires = UnixTime(NOW + 10**7)
+    assert verified == Open(issued(), RETURN.text, RETURN.payment_hash, expires, None, None)
+    more: dict[str, Any] = {
         "bearerHash": sha256(SECRET).hexdigest(),
         "credit": {"sessionId": "aa" * 32, "secret": "bb" * 32},
         "unknown": 1,
@@ -133,12 +134,13 @@ def test_open_is_refused() -> None:
     for name in ("preimage", "returnInvoice"):
         less = {key: value for key, value in OPEN.items() if key != name}
         assert refusal(credential("open", **less)) == "lightning/malformed-credential"
-    for more in (
+    wrong_members: list[dict[str, Any]] = [
         {"bearerHash": "x"},
         {"credit": 1},
         {"credit": {}},
         {"credit": {"sessionId": "aa" * 32}},
-    ):
+    ]
+    for more in wrong_members:
         assert refusal(credential("open", **OPEN, **more)) == "lightning/malformed-credential"
 
 

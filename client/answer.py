@@ -1,0 +1,436 @@
+"""One answer: read as it comes, counted, and paid for ahead of need.
+
+Everything that arrives is counted here, and the provider's figures are held against it. A
+connection that breaks is made again with the same credential and `Last-Event-ID`, so nothing is
+shown or charged twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import msgspec
+
+from channels.errors import OdaError, RemoteProtocolError, UserError
+from channels.http.payer import Effect, SendCredential
+from channels.http.scheme import parse_challenges
+from channels.units import Msat
+from client.provider import ProviderRefused, ProviderUnreachable, Stream, spent_msat
+from client.session import BACK_OFF, PATIENCE, PaidSession
+from client.sse import ServerEvent
+from client.store import AnswerRow
+from provider.api import DONE, MAX_BODY
+
+MESSAGE_TOKENS: Final = 16
+"""What a chat template may add around one message, at most."""
+BUSY: Final = 503
+
+# Events ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Where things stand. Tokens and spent_msat are of this answer, the rest of its session.
+
+    left_msat: paid and not used; max_exposure_msat: the most that it ever was;
+    exposure_limit_msat: what it may be.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    spent_msat: Msat
+    paid_msat: Msat
+    left_msat: Msat
+    max_exposure_msat: Msat
+    exposure_limit_msat: Msat
+    topups: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopUp:
+    """A deposit was paid while the answer went on. number: of this answer, from 1."""
+
+    amount_msat: Msat
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The connection broke; it is being made again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of the answer. reason: "stop" or "length"."""
+
+    reason: str
+    cost: Cost
+
+
+Event = Text | Cost | TopUp | Interrupted | Done
+
+# What travels ------------------------------------------------------------------------------------
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta = msgspec.field(default_factory=_Delta)
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Error(msgspec.Struct):
+    message: str = "The provider says nothing about it."
+    code: str | int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request as it is sent, and what bounds the cost of it.
+
+    max_input, max_tokens: None where there is no bound of our own.
+    stop_bytes: text that may be generated, charged and held back.
+    """
+
+    body: bytes
+    max_input: int
+    max_tokens: int | None
+    stop_bytes: int
+
+    @classmethod
+    def of(cls, request: dict[str, Any], context: int | None) -> Question:
+        """Raises UserError `body-too-large`."""
+        texts = [str(message.get("content") or "") for message in request["messages"]]
+        bound = sum(len(text.encode()) + MESSAGE_TOKENS for text in texts) + MESSAGE_TOKENS
+        stop = request.get("stop") or ()
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        body = msgspec.json.encode(request)
+        if len(body) > MAX_BODY:
+            raise UserError("body-too-large", f"A question has at most {MAX_BODY} bytes.")
+        return cls(
+            body,
+            bound if context is None else min(bound, context),
+            request.get("max_tokens"),
+            max((len(text.encode()) for text in stops), default=0),
+        )
+
+
+class Answer:
+    """row: how far it was read; `events` goes on from there."""
+
+    def __init__(self, session: PaidSession, question: Question, sent: SendCredential) -> None:
+        header = sent.credential.to_header()
+        self.row = AnswerRow(sent.credential.challenge.id, header, question.body)
+        self._session = session
+        self._question = question
+        self._sent = sent
+        self._input = 0
+        self._output = 0
+        self._text_bytes = 0
+        self._finish: str | None = None
+        self._is_done = False
+        self._timed_out = False
+        self._topups = 0
+        self._limit = Msat(0)
+        self._topup: asyncio.Task[Msat] | None = None
+        self._topup_failure: OdaError | None = None
+        self._must_top_up = False
+
+    @property
+    def cost(self) -> Cost:
+        value = self._session.value
+        self._limit = max(self._limit, value.exposure_limit)
+        return Cost(
+            input_tokens=self._input,
+            output_tokens=self._output,
+            spent_msat=self._spent,
+            paid_msat=value.paid,
+            left_msat=value.exposure,
+            max_exposure_msat=value.max_exposure,
+            exposure_limit_msat=self._limit,
+            topups=self._topups,
+        )
+
+    @property
+    def _spent(self) -> Msat:
+        terms = self._session.value.terms
+        return Msat(0) if terms is None else terms.cost(self._input, self._output)
+
+    # Reading -------------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Until the end of the answer. Closed or cancelled, it pays nothing more.
+
+        Raises OdaError: what was not delivered costs nothing, and the rest is still there.
+        """
+        self._session.save(self.row)
+        deadline, attempt = time.monotonic() + PATIENCE, 0
+        try:
+            while not self._is_done:
+                position = self.row.last_event_id
+                try:
+                    async with aclosing(self._connect()) as events:
+                        async for event in events:
+                            yield event
+                    broken = "the connection ended early"
+                except ProviderUnreachable as error:
+                    broken = str(error)
+                except ProviderRefused as refusal:
+                    if refusal.status != BUSY or not position:
+                        raise
+                    broken = str(refusal)
+                if self._is_done:
+                    break
+                if self._timed_out:
+                    raise self._why_not_paid()
+                if self.row.last_event_id != position:
+                    deadline, attempt = time.monotonic() + PATIENCE, 0
+                wait = BACK_OFF[min(attempt, len(BACK_OFF) - 1)]
+                attempt += 1
+                if time.monotonic() + wait > deadline:
+                    raise ProviderUnreachable(
+                        "provider-unreachable",
+                        "The provider went away in the middle of the answer and did not come "
+                        f"back ({broken}). What is unspent is not lost: oda close",
+                    )
+                yield Interrupted(broken)
+                await asyncio.sleep(wait)
+            yield Done(self._finish or "stop", self.cost)
+        finally:
+            await self._stop_paying()
+            self.row = replace(self.row, counted=self._is_done)
+            self._session.save(self.row)
+
+    async def _connect(self) -> AsyncGenerator[Event, None]:
+        session, row = self._session, self.row
+        async with session.provider.stream(row.body, row.authorization, row.last_event_id) as sent:
+            if not sent.is_stream:
+                raise RemoteProtocolError("not-a-stream", "The provider did not stream its answer.")
+            session.answered(self._sent, sent.challenges)
+            self._top_up_ahead()
+            yield self.cost
+            async with aclosing(self._read(sent)) as events:
+                async for event in events:
+                    yield event
+
+    async def _read(self, stream: Stream) -> AsyncGenerator[Event, None]:
+        """Read, while top-ups go on beside it. A consumer that is slow slows the paying too."""
+        incoming = stream.events()
+        reading: asyncio.Task[ServerEvent | None] | None = None
+        try:
+            while not self._is_done:
+                if reading is None:
+                    reading = asyncio.create_task(_next(incoming))
+                waiting: set[asyncio.Task[Any]] = {reading}
+                if self._topup is not None:
+                    waiting.add(self._topup)
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if self._topup is not None and self._topup.done():
+                    if (paid := self._topup_ended(self._topup)) is not None:
+                        yield paid
+                        yield self.cost
+                    continue
+                event, reading = reading.result(), None
+                if event is None:
+                    return
+                for told in self._take(event):
+                    yield told
+        finally:
+            if reading is not None:
+                reading.cancel()
+                with suppress(asyncio.CancelledError, OdaError):
+                    await reading
+
+    def _take(self, event: ServerEvent) -> Sequence[Event]:
+        match event.name:
+            case "payment-need-topup":
+                self._need_topup(_object(event.data))
+                return (self.cost,)
+            case "session-timeout":
+                self._timed_out = True
+            case "payment-receipt":
+                charged = spent_msat(_object(event.data), "spentMsat")
+                if charged is not None and charged > self._spent:
+                    raise _overcharged(charged, self._spent)
+            case "message" if event.data == DONE.decode():
+                self._is_done = True
+                self.row = replace(self.row, last_event_id=event.id)
+            case "message":
+                return self._chunk(event)
+        return ()  # events that are not known here are no part of the answer
+
+    def _chunk(self, event: ServerEvent) -> Sequence[Event]:
+        try:
+            chunk = msgspec.json.decode(event.data, type=_Chunk)
+        except msgspec.DecodeError:
+            raise RemoteProtocolError(
+                "bad-chunk", "The provider sent something that is no part of an answer."
+            ) from None
+        if chunk.error is not None:
+            reason = str(chunk.error.code or "answer-failed").replace("_", "-")
+            raise ProviderRefused(reason, chunk.error.message[:500], 200)
+        text = "".join(choice.delta.content or "" for choice in chunk.choices)
+        self._text_bytes += len(text.encode("utf-8", "replace"))
+        for choice in chunk.choices:
+            self._finish = choice.finish_reason or self._finish
+        self._count(event.id, bool(text), chunk.usage)
+        self.row = replace(self.row, last_event_id=event.id)
+        return (Text(text), self.cost) if text else ()
+
+    # Counting ------------------------------------------------------------------------------------
+
+    def _count(self, event_id: str, has_text: bool, usage: _Usage | None) -> None:
+        """What was charged up to this event: its id says so, else one token per piece of text
+        until the usage at the end. Raises RemoteProtocolError where that can't be."""
+        counted = _position(event_id)
+        if usage is not None:
+            counted = (usage.prompt_tokens, usage.completion_tokens)
+        input_tokens, output_tokens = counted or (self._input, self._output + has_text)
+        question = self._question
+        most = self._text_bytes + question.stop_bytes
+        if question.max_tokens is not None:
+            most = min(most, question.max_tokens)
+        if (
+            not self._output <= output_tokens <= most
+            or not self._input <= input_tokens <= question.max_input
+        ):
+            raise RemoteProtocolError(
+                "overcharged",
+                f"The provider counts {input_tokens} and {output_tokens} tokens, which is more "
+                "than went back and forth.",
+            )
+        new = (input_tokens - self._input, output_tokens - self._output)
+        self._input, self._output = input_tokens, output_tokens
+        if any(new):
+            self._session.served(*new)
+            self._top_up_ahead()
+
+    def _top_up_ahead(self) -> None:
+        """Pay the next deposit if it is due. One that failed, or that a cap forbids, is tried
+        again when the provider needs it."""
+        if self._topup is not None or self._topup_failure is not None:
+            return
+        session = self._session
+        try:
+            effects = session.apply(session.value.top_up(session.now()))
+        except OdaError as error:
+            if error.reason not in _CAPS:
+                raise
+            self._topup_failure = error
+        else:
+            if effects:
+                self._start_topup(effects)
+
+    # Paying --------------------------------------------------------------------------------------
+
+    def _need_topup(self, data: dict[str, Any]) -> None:
+        """The stream waits. Its own offer, if it came along, saves asking for one."""
+        session = self._session
+        spent = spent_msat(data, "balanceSpentMsat")
+        if spent is not None:
+            session.spent_is(spent, self.row.id)
+        offers = parse_challenges(str(data.get("challenge", "")))
+        if any(session.has_paid(offer) for offer in offers):
+            return  # written before our top-up reached the provider, or while it is on its way
+        self._must_top_up = True
+        if self._topup is not None:
+            return
+        if offers:
+            session.offered(offers)
+        unpaid = 0 if self._output else self._question.max_input
+        effects = session.apply(session.value.need_topup(unpaid, session.now()))
+        if effects:
+            self._start_topup(effects)
+
+    def _start_topup(self, effects: Sequence[Effect]) -> None:
+        self._topup_failure = None
+        self._topup = asyncio.create_task(self._session.top_up(effects, self._question.body))
+
+    def _topup_ended(self, task: asyncio.Task[Msat]) -> TopUp | None:
+        """Raises the failure of a top-up where the stream can't go on without it, or where the
+        provider broke a rule."""
+        self._topup = None
+        error = task.exception()
+        if error is None:
+            self._must_top_up = False
+            if not (amount := task.result()):
+                return None
+            self._topups += 1
+            return TopUp(amount, self._topups)
+        is_passing = isinstance(error, OdaError) and (
+            isinstance(error, ProviderRefused) or not isinstance(error, RemoteProtocolError)
+        )
+        if not is_passing or self._must_top_up:
+            raise error
+        self._topup_failure = error if isinstance(error, OdaError) else None
+        return None
+
+    def _why_not_paid(self) -> OdaError:
+        if self._topup_failure is not None:
+            return self._topup_failure
+        return OdaError("topup-timeout", "The top-up did not reach the provider in time.")
+
+    async def _stop_paying(self) -> None:
+        """A payment that the node has already begun is the node's: its outcome is found out when
+        the session is used again."""
+        if self._topup is None:
+            return
+        self._topup.cancel()
+        with suppress(asyncio.CancelledError, OdaError):
+            await self._topup
+
+
+_CAPS: Final = ("session-cap-reached", "day-cap-reached", "exposure-limit")
+
+
+async def _next(events: AsyncIterator[ServerEvent]) -> ServerEvent | None:
+    return await anext(events, None)
+
+
+def _position(event_id: str) -> tuple[int, int] | None:
+    """(input, output) tokens charged so far, from an id `answer.number.input.output`."""
+    parts = event_id.split(".")
+    if len(parts) != 4 or not all(p.isascii() and p.isdecimal() and len(p) < 10 for p in parts[1:]):
+        return None
+    return int(parts[2]), int(parts[3])
+
+
+def _object(data: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise RemoteProtocolError(
+            "bad-event", "The provider sent a payment event that is no JSON object."
+        ) from None
+
+
+def _overcharged(charged: int, counted: int) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        "overcharged",
+        f"The provider charged {charged} msat for what costs {counted} msat.",
+    )

@@ -1,0 +1,343 @@
+"""`oda open`, `oda chat`, `oda sessions` and `oda close`: buy inference, token by token."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from channels.errors import UserError
+from channels.settings import Network, Settings, load_settings
+from channels.terminal import ExitCode, JsonFlag, print_json, progress, run, stderr
+from channels.units import Msat, Sat, UnixTime
+from client.settings import ClientSettings, lightning_rpc_file, load_client_settings, store_file
+
+if TYPE_CHECKING:
+    from channels.lightning import Lightning
+    from client.channel import Closing, Opening, Usable
+    from client.display import Display
+    from client.sdk import Refund
+    from client.store import SessionRow
+
+CONFIRMATIONS = 6
+"""Blocks that are enough for a channel and for its announcement."""
+
+ProviderOption = Annotated[str | None, typer.Option("--provider", help="The provider's URL.")]
+
+
+def mount(root: typer.Typer) -> None:
+    root.command("open")(open_)
+    root.command()(chat)
+    root.command()(sessions)
+    root.command()(close)
+
+
+# Open --------------------------------------------------------------------------------------------
+
+
+def open_(
+    provider: Annotated[str | None, typer.Argument(help="The provider's URL.")] = None,
+    amount: Annotated[int | None, typer.Option("--amount", help="Satoshis to lock up.")] = None,
+    node: Annotated[
+        str | None, typer.Option("--node", help="ID@HOST:PORT, where the provider says none.")
+    ] = None,
+    another: Annotated[bool, typer.Option("--another", help="Even if there is one.")] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until it can be used.")] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Open a Lightning channel to a provider, and show what that costs."""
+    settings = load_client_settings({"provider": provider, "channel_sat": amount})
+    opening, usable = run(_open(settings.provider, settings.channel_sat, node, another, wait))
+    if as_json:
+        print_json({"opening": opening, "usable": usable})
+        return
+    typer.echo(f"Channel       {opening.channel_id}")
+    typer.echo(f"  with        {opening.node_id}")
+    typer.echo(f"  funding     {opening.funding_txid}")
+    typer.echo(f"  amount      {opening.amount_sat:>9} sat")
+    typer.echo(f"  fee         {opening.fee_sat:>9} sat  paid to the miners")
+    typer.echo(f"  push        {opening.push_sat:>9} sat  given to the provider as its reserve")
+    if usable is None:
+        typer.echo("It can be used when its funding transaction has confirmed.")
+        return
+    typer.echo(f"  our reserve {usable.reserve_sat:>9} sat  locked while the channel is open")
+    typer.echo(f"  to spend    {usable.spendable_msat // 1000:>9} sat")
+    typer.echo('Ask something: oda chat "…"')
+
+
+async def _open(
+    url: str, amount: Sat, named: str | None, another: bool, wait: bool
+) -> tuple[Opening, Usable | None]:
+    import aiohttp
+
+    from client.channel import open_channel, wait_until_usable
+    from client.provider import Provider
+    from client.sdk import check_network
+    from client.store import Store
+
+    settings = load_settings()
+    async with aiohttp.ClientSession() as http:
+        provider = Provider(url, http)
+        catalogue = await provider.models()
+    node_id, address = catalogue.oda.node_id, catalogue.oda.address
+    if named is not None:
+        node_id, _, address = named.partition("@")
+    if not re.fullmatch("0[23][0-9a-f]{64}", node_id or "") or not re.fullmatch(
+        r"\S+:[0-9]{1,5}", address or ""
+    ):
+        raise UserError(
+            "no-node-address",
+            f"{provider.url} does not say where its Lightning node is: ask its owner, and give it "
+            "as --node ID@HOST:PORT.",
+        )
+    assert node_id is not None  # they have just matched
+    assert address is not None
+    async with _node() as lightning:
+        check_network((await lightning.getinfo()).network, settings.network)
+        store = Store(store_file(settings))
+        try:
+            store.pin(provider.url, node_id, _now())
+        finally:
+            store.close()
+        opening = await open_channel(lightning, node_id, address, amount, another=another)
+        if not wait:
+            return opening, None
+        with progress("Waiting for the funding transaction to confirm") as show:
+            await _mine_on_regtest(settings, CONFIRMATIONS)
+            return opening, await wait_until_usable(lightning, opening, show)
+
+
+async def _mine_on_regtest(settings: Settings, blocks: int) -> None:
+    """Nobody else mines on a network of our own. It is asked through the command line, as a
+    person would; where it is not `oda regtest` that runs the network, its owner mines."""
+    if settings.network is not Network.REGTEST:
+        return
+    if not (settings.regtest_dir / "network.json").exists():
+        stderr().print("Waiting for confirmations: mine some blocks on your regtest network.")
+        return
+    program = (sys.executable, "-m", "client.cli", "--data", str(settings.data))
+    mining = await asyncio.create_subprocess_exec(
+        *program, "regtest", "mine", str(blocks), stdout=asyncio.subprocess.DEVNULL
+    )
+    await mining.wait()
+
+
+def _node() -> Lightning:
+    from channels.lightning import Lightning
+
+    socket = lightning_rpc_file()
+    if not socket.exists():
+        raise UserError(
+            "not-running",
+            f"No Lightning node runs here ({socket} is missing): start a network with "
+            "`oda regtest up`, or the node with `oda lightning start`.",
+        )
+    return Lightning(socket)
+
+
+def _now() -> UnixTime:
+    return UnixTime(int(time.time()))
+
+
+# Chat --------------------------------------------------------------------------------------------
+
+
+def chat(
+    question: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
+    provider: ProviderOption = None,
+    model: Annotated[str | None, typer.Option(help="Which model.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed, the same answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
+    max_session_sat: Annotated[
+        int | None, typer.Option(min=1, help="The most to pay into one session.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask, and pay while the answer comes. Ctrl-C stops the paying at once."""
+    if question == "-":
+        question = sys.stdin.read()
+    settings = load_client_settings({"provider": provider, "max_session_sat": max_session_sat})
+    asked = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    display = _display(as_json)
+    finished = run(_chat(settings, question, asked | {"stop": stop or None}, display))
+    if as_json:
+        print_json(display.document(finished))
+    if not finished:
+        # Not typer.Exit: what is to be said was said, in one document with --json.
+        raise SystemExit(ExitCode.INTERRUPTED)
+
+
+def _display(as_json: bool) -> Display:
+    from client.display import Display
+
+    return Display(as_json)
+
+
+async def _chat(
+    settings: ClientSettings, question: str, asked: dict[str, Any], display: Display
+) -> bool:
+    """False where Ctrl-C ended it."""
+    from client.sdk import connect
+
+    async with connect(settings.provider, settings=settings) as client:
+        with display:
+            try:
+                async with aclosing(client.chat(question, **asked)) as events:
+                    async for event in events:
+                        display.show(event)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or display.cost is None:
+                    raise
+                task.uncancel()
+                display.left()
+                return False
+            return True
+
+
+# Sessions ----------------------------------------------------------------------------------------
+
+
+def sessions(
+    all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what was paid, what is left and what came back."""
+    rows = _rows(live=not all_)
+    if as_json:
+        print_json([_row(row) for row in rows])
+        return
+    if not rows:
+        typer.echo("No session is open." if not all_ else "There was no session yet.")
+        return
+    from rich.table import Table
+
+    from channels.terminal import stdout
+    from client.display import sat_text
+
+    table = Table("session", "provider", "model", "state", "paid", "spent", "left", "refund")
+    for row in rows:
+        figures = _row(row)
+        amounts = [sat_text(figures[n]) for n in ("paid_msat", "spent_msat", "left_msat")]
+        refund = row.value.refund_status or ""
+        table.add_row(
+            str(row.number), row.provider, row.value.model, row.value.phase, *amounts, refund
+        )
+    stdout().print(table)
+
+
+def _rows(live: bool) -> list[SessionRow]:
+    from client.store import Store
+
+    path = store_file(load_settings())
+    if not path.exists():
+        return []
+    store = Store(path)
+    try:
+        return store.sessions(live=live)
+    finally:
+        store.close()
+
+
+def _row(row: SessionRow) -> dict[str, Any]:
+    value = row.value
+    return {
+        "session": row.number,
+        "provider": row.provider,
+        "model": value.model,
+        "state": value.phase,
+        "paid_msat": value.paid,
+        "spent_msat": value.served,
+        "left_msat": max(Msat(0), value.exposure),
+        "refund_msat": value.refund,
+        "refund_status": value.refund_status,
+    }
+
+
+# Close -------------------------------------------------------------------------------------------
+
+
+def close(
+    session: Annotated[int | None, typer.Argument(help="Its number in `oda sessions`.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every session.")] = False,
+    channel: Annotated[
+        bool, typer.Option("--channel", help="The provider's Lightning channel too.")
+    ] = False,
+    provider: ProviderOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Leave: the unspent rest of a session comes back, and with --channel all coins on chain."""
+    rows = _to_close(session, all_, channel)
+    url = load_client_settings({"provider": provider}).provider
+    refunds, closings, onchain = run(_close(rows, url, channel))
+    if as_json:
+        print_json({"refunds": refunds, "channels": closings, "onchain_sat": onchain})
+        return
+    for refund in refunds:
+        typer.echo(
+            f"Session {refund.session}: paid {refund.paid_msat} msat, spent {refund.spent_msat}, "
+            f"{refund.received_msat} came back ({refund.status})"
+        )
+        if refund.unaccounted_msat:
+            typer.echo(f"  {refund.unaccounted_msat} msat less than what is due")
+    for closing in closings:
+        typer.echo(f"Channel {closing.channel_id}: {closing.type} close")
+        for txid in closing.txids:
+            typer.echo(f"  transaction {txid}")
+    if onchain is not None:
+        typer.echo(f"Confirmed on chain: {onchain} sat")
+
+
+def _to_close(number: int | None, every: bool, channel: bool) -> list[SessionRow]:
+    if number is not None:
+        found = [row for row in _rows(live=False) if row.number == number]
+        if not found:
+            raise UserError("not-found", f"There is no session {number}; see: oda sessions --all")
+        return found
+    live = _rows(live=True)
+    if every or channel or len(live) == 1:
+        return live
+    if not live:
+        raise UserError("not-found", "No session is open.")
+    raise UserError(
+        "which-session", "Several sessions are open: name one (oda sessions), or say --all."
+    )
+
+
+async def _close(
+    rows: list[SessionRow], url: str, channel: bool
+) -> tuple[list[Refund], list[Closing], Sat | None]:
+    from client.channel import close_channels
+    from client.provider import normal_url
+    from client.sdk import connect
+    from client.store import Store
+
+    refunds: list[Refund] = []
+    for row in rows:
+        async with connect(row.provider) as client:
+            refunds += await client.close(row.number)
+    if not channel:
+        return refunds, [], None
+    urls = {row.provider for row in rows} or {normal_url(url)}
+    store = Store(store_file(load_settings()))
+    try:
+        node_ids = [node_id for each in sorted(urls) if (node_id := store.pinned(each))]
+    finally:
+        store.close()
+    if not node_ids:
+        raise UserError("no-channel", f"No channel was ever opened to {', '.join(sorted(urls))}.")
+    async with _node() as lightning:
+        closings = [
+            closing for node_id in node_ids for closing in await close_channels(lightning, node_id)
+        ]
+        await _mine_on_regtest(load_settings(), 1)
+        funds = await lightning.listfunds()
+    confirmed = sum(o.amount_msat for o in funds.outputs if o.status == "confirmed")
+    return refunds, closings, Sat(confirmed // 1000)

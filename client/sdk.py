@@ -1,0 +1,315 @@
+"""Paid inference as an asynchronous library.
+
+    async with connect("http://127.0.0.1:8402") as client:
+        async for event in client.chat("What is a list?", max_tokens=100):
+            if isinstance(event, Text):
+                print(event.text, end="")
+        print(await client.close())
+
+An answer is paid while it comes. Leaving it (break, aclose(), a cancelled task) stops the paying
+at once, and what is unspent stays in the session: for the next question, in this process or a
+later one, until `close` brings it back.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from channels.errors import LocalProtocolError, RemoteProtocolError, UserError
+from channels.http.payer import Caps, ClientSession, Phase
+from channels.lightning import Lightning, LightningUnreachable
+from channels.settings import Network, load_settings
+from channels.units import UnixTime, msat
+from client.answer import Answer, Cost, Done, Event, Interrupted, Question, Text, TopUp
+from client.channel import USABLE
+from client.provider import Catalogue, Provider, ProviderRefused
+from client.session import CLOSED, UNKNOWN_CHALLENGE, Node, PaidSession, Refund
+from client.settings import (
+    ClientSettings,
+    lightning_rpc_file,
+    load_client_settings,
+    store_file,
+)
+from client.store import SessionRow, Store
+
+__all__ = [
+    "Client",
+    "Cost",
+    "Done",
+    "Event",
+    "Interrupted",
+    "Refund",
+    "Text",
+    "TopUp",
+    "connect",
+]
+
+RETURN_EXPIRY: Final = 30 * 24 * 3600
+"""Seconds that a return invoice can be paid, as the draft recommends."""
+NETWORKS: Final = {"bitcoin": Network.MAINNET}
+"""lightningd's name for a network, where it is not ours."""
+
+Message = dict[str, str]
+
+
+@asynccontextmanager
+async def connect(
+    provider: str | None = None,
+    lightning: Node | Path | None = None,
+    *,
+    network: Network | None = None,
+    settings: ClientSettings | None = None,
+    store: Path | None = None,
+) -> AsyncIterator[Client]:
+    """A client of one provider; what is not given comes from the settings.
+
+    lightning: the node that pays, or its RPC socket. store: the file where sessions are kept.
+    Raises OdaError `provider-unreachable`, `lightning-unreachable`, `wrong-network`,
+    `provider-changed`.
+    """
+    general = load_settings()
+    settings = settings or load_client_settings()
+    network = network or general.network
+    async with AsyncExitStack() as stack:
+        if lightning is None or isinstance(lightning, Path):
+            rpc_file = lightning or lightning_rpc_file(general)
+            lightning = await stack.enter_async_context(Lightning(rpc_file))
+        http = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        kept = Store(store or store_file(general))
+        stack.callback(kept.close)
+        client = Client(Provider(provider or settings.provider, http), lightning, kept, settings)
+        await client.meet(network)
+        stack.push_async_callback(client.release)
+        yield client
+
+
+class Client:
+    """Sessions with one provider, one per model. Build it with `connect`."""
+
+    def __init__(
+        self, provider: Provider, node: Node, store: Store, settings: ClientSettings
+    ) -> None:
+        self._provider = provider
+        self._node = node
+        self._store = store
+        self._settings = settings
+        self._network = Network.REGTEST
+        self._catalogue = Catalogue([])
+        self._payee: str | None = None
+        self._direct = False
+        self._sessions: dict[str, PaidSession] = {}
+        self._answering: set[int] = set()
+        self._locks: dict[int, AsyncExitStack] = {}
+
+    # Meeting -------------------------------------------------------------------------------------
+
+    async def meet(self, network: Network) -> None:
+        """Look at both ends before anything is paid."""
+        self._network = network
+        try:
+            info = await self._node.getinfo()
+        except LightningUnreachable as error:
+            if error.reason != "lightning-unreachable":
+                raise
+            raise no_node(error) from error
+        check_network(info.network, network)
+        self._catalogue = await self._provider.models()
+        node_id = self._catalogue.oda.node_id
+        if node_id is not None:
+            if not re.fullmatch("0[23][0-9a-f]{64}", node_id):
+                raise RemoteProtocolError("bad-node-id", "The provider's node id is not one.")
+            self._store.pin(self._provider.url, node_id, _now())
+        self._payee = self._store.pinned(self._provider.url)
+        if self._payee is not None:
+            channels = await self._node.listpeerchannels(self._payee)
+            self._direct = any(channel.state == USABLE for channel in channels)
+
+    async def models(self) -> Catalogue:
+        """What the provider serves, and at which price."""
+        self._catalogue = await self._provider.models()
+        return self._catalogue
+
+    async def release(self) -> None:
+        """Let other processes use the sessions; they stay open."""
+        for lock in self._locks.values():
+            await lock.aclose()
+        self._locks.clear()
+        self._sessions.clear()
+
+    # Asking --------------------------------------------------------------------------------------
+
+    async def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        """Ask, and pay while the answer comes. One answer at a time for each model.
+
+        Raises OdaError; whatever happens, what was paid and not used stays in the session.
+        """
+        name = model or self._default_model()
+        stops = stop if stop is None or isinstance(stop, str) else list(stop)
+        given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stops}
+        question = self._question(name, messages, given)
+        for attempt in range(2):
+            session = await self._session(name)
+            if session.number in self._answering:
+                raise LocalProtocolError(
+                    "answer-running", "One answer at a time: finish or close the other one first."
+                )
+            self._answering.add(session.number)
+            try:
+                sent = await session.credential(question.body)
+                answer = Answer(session, question, sent)
+                async with aclosing(answer.events()) as events:
+                    async for event in events:
+                        yield event
+                return
+            except ProviderRefused as refusal:
+                # Before its first event an answer may be asked for anew: nothing was charged.
+                if attempt or refusal.reason not in (CLOSED, UNKNOWN_CHALLENGE):
+                    raise
+                if refusal.reason == CLOSED:
+                    await session.was_closed()
+                    await self._let_go(session)
+                else:
+                    session.forget_challenge()
+            finally:
+                self._answering.discard(session.number)
+                if session.value.phase is Phase.NEW:
+                    await self._let_go(session)
+                    self._store.forget(session.number)
+
+    def _question(
+        self, model: str, messages: str | Sequence[Message], given: dict[str, Any]
+    ) -> Question:
+        request: dict[str, Any] = {
+            "model": model,
+            "messages": _messages(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        request |= {key: value for key, value in given.items() if value is not None}
+        known = (entry.context_length for entry in self._catalogue.data if entry.id == model)
+        return Question.of(request, next(known, None))
+
+    def _default_model(self) -> str:
+        if not self._catalogue.data:
+            raise UserError("no-models", f"The provider {self._provider.url} serves no model now.")
+        return self._catalogue.data[0].id
+
+    # Sessions ------------------------------------------------------------------------------------
+
+    async def close(self, number: int | None = None) -> list[Refund]:
+        """Close a session, or all with this provider, and wait for the refunds."""
+        if number is None:
+            rows = self._store.sessions(self._provider.url, live=True)
+        else:
+            rows = [self._store.session(number)]
+        refunds = []
+        for row in rows:
+            session = await self._take(row)
+            if session is None:
+                raise UserError(
+                    "session-in-use", f"Session {row.number} is being used by another oda."
+                )
+            if session.number in self._answering:
+                raise LocalProtocolError("answer-running", "Finish or close the answer first.")
+            refunds.append(await session.close())
+            await self._let_go(session)
+        return refunds
+
+    async def _session(self, model: str) -> PaidSession:
+        """The session for a model: ours, one that an earlier process left, or a new one."""
+        if model in self._sessions:
+            return self._sessions[model]
+        for row in self._store.sessions(self._provider.url, live=True):
+            usable = row.value.phase in (Phase.OPENING, Phase.OPEN)
+            if row.value.model == model and usable and (taken := await self._take(row)):
+                self._sessions[model] = taken
+                return taken
+        secret = secrets.token_bytes(32)
+        label = f"oda-return-{secrets.token_hex(8)}"
+        made = await self._node.invoice(None, label, "ODA refund", expiry=RETURN_EXPIRY)
+        value = ClientSession(self._caps(), model, made.bolt11, secret)
+        taken = await self._take(self._store.add(self._provider.url, value, label, _now()))
+        assert taken is not None  # nobody else knows of it yet
+        self._sessions[model] = taken
+        return taken
+
+    async def _take(self, row: SessionRow) -> PaidSession | None:
+        """A session for this process alone; None where another one has it."""
+        known = next((s for s in self._sessions.values() if s.number == row.number), None)
+        if known is not None:
+            return known
+        lock = AsyncExitStack()
+        if not lock.enter_context(self._store.lock(row.number)):
+            await lock.aclose()
+            return None
+        self._locks[row.number] = lock
+        return PaidSession(
+            self._store.session(row.number),
+            self._store,
+            self._node,
+            self._provider,
+            max_day=msat(self._settings.max_day_sat),
+            routing_fee_percent=self._settings.routing_fee_percent,
+        )
+
+    async def _let_go(self, session: PaidSession) -> None:
+        self._sessions = {m: s for m, s in self._sessions.items() if s is not session}
+        if (lock := self._locks.pop(session.number, None)) is not None:
+            await lock.aclose()
+
+    def _caps(self) -> Caps:
+        settings, node_id = self._settings, self._payee
+        return Caps(
+            network=self._network,
+            payee=None if node_id is None else bytes.fromhex(node_id),
+            direct=self._direct,
+            max_input_msat=settings.max_input_msat,
+            max_output_msat=settings.max_output_msat,
+            max_exposure=msat(settings.max_exposure_sat),
+            max_session=msat(settings.max_session_sat),
+        )
+
+
+def check_network(named: str, wanted: Network) -> None:
+    """Raises UserError `wrong-network`."""
+    if NETWORKS.get(named, named) != wanted:
+        raise UserError(
+            "wrong-network",
+            f"The Lightning node is on {named} and oda is set to {wanted}: choose one of them "
+            "with --network.",
+        )
+
+
+def no_node(error: LightningUnreachable) -> LightningUnreachable:
+    return LightningUnreachable(
+        error.reason,
+        f"{str(error).rstrip('?')}? Start a network with `oda regtest up`, or a node with "
+        "`oda lightning start`.",
+    )
+
+
+def _messages(messages: str | Sequence[Message]) -> list[Message]:
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return list(messages)
+
+
+def _now() -> UnixTime:
+    return UnixTime(int(time.time()))

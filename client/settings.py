@@ -1,0 +1,50 @@
+"""`[client]`: which provider, and how much the user allows to be spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from channels.settings import LightningSettings, Settings, load_section, load_settings
+from channels.units import Msat, Sat
+
+NODE: Final = "user"
+"""The embedded node that is the user's."""
+
+
+class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All amounts are the most that is allowed, and an offer beyond them is refused unpaid.
+
+    max_session_sat: paid into one session; max_day_sat: paid per day (UTC), less what came back.
+    max_exposure_sat: what a provider may owe at any instant (D).
+    max_input_msat, max_output_msat: the price of a token.
+    routing_fee_percent: of a deposit that has to cross other nodes; at least 1 sat is allowed.
+    channel_sat: the size of a channel that `oda open` opens.
+    """
+
+    provider: str = "http://127.0.0.1:8402"
+    max_session_sat: Sat = Sat(10_000)
+    max_day_sat: Sat = Sat(50_000)
+    max_exposure_sat: Sat = Sat(1_000)
+    max_input_msat: Msat = Msat(10_000)
+    max_output_msat: Msat = Msat(10_000)
+    routing_fee_percent: int = 5
+    channel_sat: Sat = Sat(100_000)
+
+
+def load_client_settings(flags: dict[str, object] | None = None) -> ClientSettings:
+    """Raises UserError as `load_section` does."""
+    return load_section("client", ClientSettings, flags)
+
+
+def lightning_rpc_file(settings: Settings | None = None) -> Path:
+    """The socket of `lightning.rpc_file`, else that of the user's embedded node."""
+    settings = settings or load_settings()
+    named = load_section("lightning", LightningSettings).rpc_file
+    return named or settings.node_dir(NODE) / "lightning-rpc"
+
+
+def store_file(settings: Settings) -> Path:
+    return settings.client_dir / "client.sqlite"

@@ -1,0 +1,308 @@
+"""What the user must not forget: one SQLite file, for every process of the user.
+
+Write-ahead log, synchronous=FULL: what `save` was given is on disk when it returns, and only then
+may anything be paid that rests on it. A session belongs to one process at a time (`lock`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import sqlite_utils
+
+from channels.errors import UserError
+from channels.http.payer import NOTHING, ClientSession, DepositStatus, Phase
+from channels.units import Msat, UnixTime
+
+DAY: Final = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """One question and how far its answer was read; `last_event_id` is where it goes on.
+
+    counted: whether `served` of the session holds all of it. Where an answer was left, the
+    provider may have sent more than was read.
+    """
+
+    id: str
+    authorization: str = field(repr=False)  # holds a secret
+    body: bytes = field(repr=False)
+    last_event_id: str = ""
+    counted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """number: our own name for it; label: that of its return invoice on our node."""
+
+    number: int
+    provider: str
+    value: ClientSession
+    label: str
+    created: UnixTime
+    updated: UnixTime
+
+
+class Store:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # It holds preimages and secrets: the file is its owner's before SQLite writes to it.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+        self._db.row_factory = sqlite3.Row
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            with self._transaction():
+                _migrate(self._db)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # Sessions ------------------------------------------------------------------------------------
+
+    def add(self, provider: str, value: ClientSession, label: str, now: UnixTime) -> SessionRow:
+        with self._transaction():
+            cursor = self._db.execute(
+                "INSERT INTO sessions (provider, model, phase, state, label, created, updated, "
+                "refund_msat) VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
+                (provider, value.model, value.phase, _encode(value), label, now, now),
+            )
+        assert cursor.lastrowid is not None  # a row was inserted
+        return SessionRow(cursor.lastrowid, provider, value, label, now, now)
+
+    def save(
+        self,
+        number: int,
+        value: ClientSession,
+        now: UnixTime,
+        *,
+        answer: AnswerRow | None = None,
+        max_day: Msat | None = None,
+    ) -> None:
+        """Store a session, and how far its answer got, in one transaction.
+
+        Raises UserError `day-cap-reached`, and stores nothing, where a deposit that is new here
+        would pass `max_day`.
+        """
+        with self._transaction():
+            before = self._spent_since(_day(now))
+            self._save_deposits(number, value, now)
+            after = self._spent_since(_day(now))
+            if max_day is not None and after > max_day and after > before:
+                raise UserError(
+                    "day-cap-reached",
+                    f"Another deposit would pass your cap of {max_day // 1000} sat per day: "
+                    "raise client.max_day_sat, or go on tomorrow.",
+                )
+            self._db.execute(
+                "UPDATE sessions SET phase = ?, state = ?, updated = ?, refund_msat = ? "
+                "WHERE number = ?",
+                (value.phase, _encode(value), now, value.refund or 0, number),
+            )
+            if answer is not None:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO answers "
+                    "(id, session, authorization, body, last_event_id, counted) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        answer.id,
+                        number,
+                        answer.authorization,
+                        answer.body,
+                        answer.last_event_id,
+                        answer.counted,
+                    ),
+                )
+
+    def _save_deposits(self, number: int, value: ClientSession, now: UnixTime) -> None:
+        for deposit in value.deposits:
+            self._db.execute(
+                "INSERT INTO deposits (payment_hash, session, amount_msat, status, created) "
+                "VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (payment_hash) DO UPDATE SET status = excluded.status",
+                (deposit.payable.payment_hash, number, deposit.amount, deposit.status, now),
+            )
+
+    def session(self, number: int) -> SessionRow:
+        """Raises UserError `not-found`."""
+        row = self._db.execute("SELECT * FROM sessions WHERE number = ?", (number,)).fetchone()
+        if row is None:
+            raise UserError("not-found", f"There is no session {number}; see: oda sessions")
+        return _read(row)
+
+    def sessions(self, provider: str | None = None, live: bool = False) -> list[SessionRow]:
+        """Newest first; live: not closed yet."""
+        rows = self._db.execute(
+            "SELECT * FROM sessions WHERE (?1 IS NULL OR provider = ?1) "
+            "AND (NOT ?2 OR phase != ?3) ORDER BY number DESC",
+            (provider, live, Phase.CLOSED),
+        )
+        return [_read(row) for row in rows]
+
+    def forget(self, number: int) -> None:
+        """Drop a session in which nothing was ever paid."""
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM sessions WHERE number = ? AND NOT EXISTS "
+                "(SELECT 1 FROM deposits WHERE session = sessions.number)",
+                (number,),
+            )
+
+    def uncounted(self, number: int, besides: str = "") -> bool:
+        """Whether an answer of this session, besides the one of that id, was left before its
+        end."""
+        row = self._db.execute(
+            "SELECT 1 FROM answers WHERE session = ? AND NOT counted AND id != ?",
+            (number, besides),
+        ).fetchone()
+        return row is not None
+
+    def settle_answers(self, number: int, besides: str) -> None:
+        """The provider's figure for the session was taken over: the earlier answers count."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE answers SET counted = 1 WHERE session = ? AND id != ?", (number, besides)
+            )
+
+    @contextmanager
+    def lock(self, number: int) -> Iterator[bool]:
+        """Whether the session is this process's while the block runs; the system lets go of it
+        even after a kill -9."""
+        handle = os.open(
+            self.path.with_name(f"session-{number}.lock"), os.O_CREAT | os.O_RDWR, 0o600
+        )
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(handle)
+
+    # Figures and providers -----------------------------------------------------------------------
+
+    def spent_today(self, now: UnixTime) -> Msat:
+        """Paid since midnight UTC, or possibly so, less what was refunded since."""
+        return self._spent_since(_day(now))
+
+    def _spent_since(self, time: UnixTime) -> Msat:
+        paid, refunded = self._db.execute(
+            "SELECT (SELECT COALESCE(SUM(amount_msat), 0) FROM deposits "
+            "WHERE created >= ?1 AND status != ?2), "
+            "(SELECT COALESCE(SUM(refund_msat), 0) FROM sessions WHERE updated >= ?1)",
+            (time, DepositStatus.FAILED),
+        ).fetchone()
+        return Msat(max(NOTHING, paid - refunded))
+
+    def pin(self, provider: str, node_id: str, now: UnixTime) -> None:
+        """Remember which node a provider is, at first sight. Raises UserError
+        `provider-changed` where it is another one now."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO providers (url, node_id, first_seen) VALUES (?, ?, ?) "
+                "ON CONFLICT DO NOTHING",
+                (provider, node_id, now),
+            )
+        first = self.pinned(provider)
+        if first != node_id:
+            raise UserError(
+                "provider-changed",
+                f"{provider} used to be the node {first} and says now that it is {node_id}: "
+                "ask its owner before you pay.",
+            )
+
+    def pinned(self, provider: str) -> str | None:
+        row = self._db.execute(
+            "SELECT node_id FROM providers WHERE url = ?", (provider,)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+
+def _day(now: UnixTime) -> UnixTime:
+    return UnixTime(now - now % DAY)
+
+
+def _encode(value: ClientSession) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _read(row: sqlite3.Row) -> SessionRow:
+    value = msgspec.json.decode(row["state"], type=ClientSession)
+    return SessionRow(
+        row["number"], row["provider"], value, row["label"], row["created"], row["updated"]
+    )
+
+
+# Schema ------------------------------------------------------------------------------------------
+
+
+def _first_tables(db: sqlite_utils.Database) -> None:
+    db.table("sessions").create(
+        {
+            "number": int,
+            "provider": str,
+            "model": str,
+            "phase": str,
+            "state": bytes,
+            "label": str,
+            "created": int,
+            "updated": int,
+            "refund_msat": int,
+        },
+        pk="number",
+    )
+    db.table("deposits").create(
+        {"payment_hash": bytes, "session": int, "amount_msat": int, "status": str, "created": int},
+        pk="payment_hash",
+    )
+    db.table("deposits").create_index(["created"])
+    db.table("answers").create(
+        {
+            "id": str,
+            "session": int,
+            "authorization": str,
+            "body": bytes,
+            "last_event_id": str,
+            "counted": int,
+        },
+        pk="id",
+    )
+    db.table("answers").create_index(["session"])
+    db.table("providers").create({"url": str, "node_id": str, "first_seen": int}, pk="url")
+
+
+MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (_first_tables,)
+"""Append only: `PRAGMA user_version` counts how many a file has seen."""
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    version: Any = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise UserError("store-too-new", "The sessions were written by a newer oda; update oda.")
+    for migrate in MIGRATIONS[version:]:
+        migrate(sqlite_utils.Database(connection))
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")

@@ -1,0 +1,456 @@
+"""Answers while they are paid for: generate, charge, store, send, in this order.
+
+An answer is a log of events in the ledger. Whoever repeats its credential gets the log again,
+uncharged, and the rest as it would have been: the engine goes on from the stored tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from channels.errors import LocalProtocolError, OdaError
+from channels.http import session as session_intent
+from channels.http.scheme import Problem
+from channels.http.session import Terms
+from channels.units import Msat, UnixTime
+from provider import api, sessions
+from provider.api import ApiError, ChatAnswer, TextAnswer, Usage
+from provider.cashier import Cashier
+from provider.decoding import Token
+from provider.engine import Engine, GenerateRequest
+from provider.ledger import Answer, AnswerStatus, Event
+from provider.metrics import Metrics
+from provider.pricing import Price, prefill_steps
+from provider.sessions import NOTHING, Kind, Session
+from provider.settings import ProviderSettings
+
+log = logging.getLogger(__name__)
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+class AnswerFailed(OdaError):
+    """The engine failed. What was not delivered costs nothing."""
+
+
+class TopupTimeout(OdaError):
+    """Nobody paid for the rest of a stream in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model on offer."""
+
+    engine: Engine
+    price: Price
+    tokens_per_second: int
+    created: UnixTime
+
+    @property
+    def terms(self) -> Terms:
+        price = self.price
+        return Terms(
+            self.engine.model_id, price.input_msat, price.output_msat, self.tokens_per_second
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request that was found in order, as the engine needs it."""
+
+    served: Served
+    kind: str  # "chat" or "text"
+    request: api.ChatRequest | api.CompletionRequest
+    prompt: bytes
+    prompt_tokens: int
+    max_tokens: int
+
+    def most(self, terms: Terms) -> Msat:
+        """The price of the longest answer."""
+        return terms.cost(self.prompt_tokens, self.max_tokens)
+
+    def generation(self, seed: int) -> GenerateRequest:
+        temperature = self.request.temperature
+        return GenerateRequest(
+            self.prompt,
+            self.max_tokens,
+            1.0 if temperature is None else temperature,
+            seed,
+            self.request.stops,
+        )
+
+    def builder(self, answer: Answer) -> ChatAnswer | TextAnswer:
+        kind, prefix = (ChatAnswer, "chatcmpl") if self.kind == "chat" else (TextAnswer, "cmpl")
+        return kind(
+            f"{prefix}-{answer.id}", answer.created, self.request.model, self.request.include_usage
+        )
+
+
+def read_work(
+    kind: str, body: bytes, models: dict[str, Served], settings: ProviderSettings
+) -> Work:
+    """Everything that can be wrong with a request is found here, before it is paid for.
+
+    Raises ApiError.
+    """
+    request = api.parse_chat(body) if kind == "chat" else api.parse_completion(body)
+    served = models.get(request.model)
+    if served is None:
+        raise api.unknown_model(request.model)
+    if isinstance(request, api.ChatRequest):
+        prompt = served.engine.render_chat(request.messages)
+    else:
+        prompt = request.text.encode()
+    wanted = request.wanted_tokens
+    if wanted is not None and wanted > settings.max_tokens:
+        raise ApiError(
+            "invalid-request",
+            f"max_tokens must be at most {settings.max_tokens} here.",
+            param="max_tokens",
+        )
+    most = wanted or min(settings.default_max_tokens, settings.max_tokens)
+    return Work(served, kind, request, prompt, served.engine.count_tokens(prompt), most)
+
+
+class Answers:
+    def __init__(self, cashier: Cashier, settings: ProviderSettings, metrics: Metrics) -> None:
+        self._cashier = cashier
+        self._ledger = cashier.ledger
+        self._settings = settings
+        self._metrics = metrics
+        self._slots = asyncio.Semaphore(settings.capacity)
+        self._owners: dict[str, asyncio.Task[object]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    @property
+    def is_full(self) -> bool:
+        return self._slots.locked()
+
+    # Streams -------------------------------------------------------------------------------------
+
+    async def stream(self, answer_id: str, work: Work, write: Write, after: int) -> None:
+        """Write the events after number `after`: first those that were delivered before, then
+        new ones as they are paid for. Raises AnswerFailed, TopupTimeout, LocalProtocolError."""
+        async with self._alone(answer_id):
+            answer = self._answer(answer_id)
+            logged = self._ledger.events(answer_id)
+            for event in logged:
+                if event.seq > after:
+                    await write(frame(answer, event))
+            if answer.status is AnswerStatus.FINISHED:
+                return
+            already = [token for event in logged for token in event.tokens]
+            async with self._slots:
+                await self._go_on(answer, work, already, write)
+
+    async def _go_on(self, answer: Answer, work: Work, already: list[int], write: Write) -> None:
+        builder = work.builder(answer)
+        try:
+            if answer.events == 0 and (opening := builder.opening()):
+                answer = await self._deliver(answer, opening, (), write)
+            if answer.completion_tokens == 0:
+                answer = await self._hold_input(answer, write)
+            if (reason := self._end(work, answer, already)) is not None:
+                # It stopped between its last text and its last events.
+                await self._finish(answer, work, reason, write)
+                return
+            pending: list[int] = []
+            async with aclosing(self._tokens(work, answer, already)) as tokens:
+                async for token in tokens:
+                    pending.append(token.id)
+                    if token.text:
+                        await self._cover(answer, self._output_cost(answer, len(pending)), write)
+                        data = (builder.text(token.text),)
+                        answer = await self._deliver(answer, data, tuple(pending), write)
+                        pending.clear()
+                    if token.finish_reason is not None:
+                        await self._finish(answer, work, token.finish_reason, write)
+        finally:
+            self._release(answer.id)
+
+    async def _finish(
+        self, answer: Answer, work: Work, reason: api.FinishReason, write: Write
+    ) -> None:
+        """The last events. Tokens that brought no text are not charged."""
+        builder = work.builder(answer)
+        usage = _usage(answer)
+        last = [builder.finish(reason)]
+        if work.request.include_usage:
+            last.append(builder.usage(usage))
+        self._release(answer.id)
+        answer = replace(self._answer(answer.id), status=AnswerStatus.FINISHED)
+        end = Event(answer.events + len(last), api.DONE, (), answer.completion_tokens)
+        self._ledger.append_event(answer, end)
+        # One transaction with the above: no answer ends between its last event and [DONE].
+        answer = await self._deliver(answer, tuple(last), (), write, 1)
+        stored = self._session(answer)
+        if stored.kind is Kind.SESSION:
+            now = self._cashier.now()
+            units = answer.completion_tokens
+            await write(
+                named_event(
+                    "payment-receipt",
+                    session_intent.stream_receipt(stored.id, now, answer.spent, units),
+                )
+            )
+        await write(frame(answer, end))
+
+    async def _deliver(
+        self,
+        answer: Answer,
+        data: tuple[bytes, ...],
+        tokens: tuple[int, ...],
+        write: Write,
+        more: int = 0,
+    ) -> Answer:
+        """Charge and store, then send. The tokens belong to the first of the events."""
+        answer, events = self._store(answer, data, tokens, more)
+        await self._ledger.committed()
+        for event in events:
+            await write(frame(answer, event))
+        return answer
+
+    def _store(
+        self, answer: Answer, data: tuple[bytes, ...], tokens: tuple[int, ...], more: int
+    ) -> tuple[Answer, list[Event]]:
+        held = answer.held if tokens else NOTHING
+        cost = self._output_cost(answer, len(tokens))
+        completion_tokens = answer.completion_tokens + len(tokens)
+        events = [
+            Event(answer.events + i, text, tokens if i == 0 else (), completion_tokens)
+            for i, text in enumerate(data)
+        ]
+        # The events first: were one of them there already, nothing would be charged for it.
+        for event in events:
+            self._ledger.append_event(answer, event)
+        if tokens:
+            stored = sessions.deliver(self._session(answer), held, cost, self._cashier.now())
+            self._ledger.save_session(stored)
+            self._count(answer, len(tokens))
+            spent = Msat(answer.spent + held + cost)
+            answer = replace(answer, held=NOTHING, spent=spent, completion_tokens=completion_tokens)
+        answer = replace(answer, events=answer.events + len(events) + more)
+        self._ledger.save_answer(answer)
+        return answer, events
+
+    def _count(self, answer: Answer, tokens: int) -> None:
+        if answer.completion_tokens == 0:
+            self._metrics.input_tokens.inc(answer.prompt_tokens)
+        self._metrics.output_tokens.inc(tokens)
+
+    async def _hold_input(self, answer: Answer, write: Write) -> Answer:
+        """Take the price of the input before the engine sees it."""
+        for step in prefill_steps(answer.prompt_tokens):
+            cost = self._session(answer).terms.cost(step, 0)
+            await self._cover(answer, cost, write)
+            answer = self._hold(answer, cost)
+            await self._ledger.committed()
+        return answer
+
+    def _hold(self, answer: Answer, cost: Msat) -> Answer:
+        self._ledger.save_session(sessions.hold(self._session(answer), cost, self._cashier.now()))
+        answer = replace(answer, held=Msat(answer.held + cost))
+        self._ledger.save_answer(answer)
+        return answer
+
+    def _release(self, answer_id: str) -> None:
+        """Give back what is still held: nothing was delivered for it."""
+        answer = self._answer(answer_id)
+        if answer.held:
+            stored = sessions.release(self._session(answer), answer.held)
+            self._ledger.save_session(stored)
+            self._ledger.save_answer(replace(answer, held=NOTHING))
+            self._ledger.commit()
+
+    async def _cover(self, answer: Answer, cost: Msat, write: Write) -> None:
+        """Return when the session's rest covers `cost`; asks for top-ups meanwhile.
+
+        draft-lightning-session-00, section "Streaming and Per-Chunk Billing".
+        """
+        while True:
+            stored = self._session(answer)
+            if stored.phase is not sessions.Phase.OPEN:
+                raise LocalProtocolError("session-closed", "The session was closed.")
+            if stored.rest >= cost:
+                return
+            if stored.kind is not Kind.SESSION:
+                raise LocalProtocolError("insufficient-balance", "The payment is used up.")
+            self._metrics.topup_waits.inc()
+            document = session_intent.need_topup(stored.id, stored.spent, cost)
+            unpaid = answer.prompt_tokens if answer.completion_tokens == 0 else 0
+            extra: dict[str, object] = {"promptTokens": unpaid}
+            challenge = await self._cashier.next_challenge(stored.id)
+            if challenge is not None:
+                extra["challenge"] = challenge.to_header()
+            stored = self._session(answer)
+            if stored.rest >= cost:
+                continue  # it was paid while the offer was being made
+            await write(named_event("payment-need-topup", document | extra))
+            if self._session(answer) != stored:
+                continue
+            if not await self._cashier.wait_for_change(stored.id, self._settings.topup_wait):
+                await write(named_event("session-timeout", document))
+                raise TopupTimeout("topup-timeout", "No top-up arrived in time.")
+
+    # Whole answers -------------------------------------------------------------------------------
+
+    async def whole(self, answer_id: str, work: Work) -> bytes:
+        """An answer that is not streamed: all of it is covered first, what it took is charged.
+
+        Raises AnswerFailed, or Problem(`lightning/insufficient-balance`).
+        """
+        async with self._alone(answer_id):
+            answer = self._answer(answer_id)
+            if answer.status is AnswerStatus.FINISHED:
+                return self._ledger.events(answer_id)[0].data
+            async with self._slots:
+                stored = self._session(answer)
+                most = work.most(stored.terms)
+                if stored.rest < most:
+                    raise insufficient(most, stored.rest)
+                answer = self._hold(answer, most)
+                await self._ledger.committed()
+                try:
+                    return await self._generate_whole(answer, work)
+                finally:
+                    self._release(answer.id)
+
+    async def _generate_whole(self, answer: Answer, work: Work) -> bytes:
+        tokens: list[int] = []
+        texts: list[str] = []
+        charged = 0
+        reason: api.FinishReason = "stop"
+        async with aclosing(self._tokens(work, answer, ())) as generated:
+            async for token in generated:
+                tokens.append(token.id)
+                texts.append(token.text)
+                if token.text:
+                    charged = len(tokens)
+                reason = token.finish_reason or reason
+        self._release(answer.id)
+        answer = self._answer(answer.id)
+        if charged:
+            cost = self._session(answer).terms.cost(answer.prompt_tokens, 0)
+            answer = self._hold(answer, cost)
+        answer = replace(answer, status=AnswerStatus.FINISHED)
+        done = replace(answer, completion_tokens=charged)
+        text = work.builder(answer).whole("".join(texts), reason, _usage(done))
+        answer, _ = self._store(answer, (text,), tuple(tokens[:charged]), 0)
+        await self._ledger.committed()
+        return text
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    async def _tokens(
+        self, work: Work, answer: Answer, already: Sequence[int]
+    ) -> AsyncGenerator[Token, None]:
+        """The engine's tokens. Whatever goes wrong in it, or takes too long, is AnswerFailed."""
+        generation: AsyncGenerator[Token, None] = work.served.engine.generate(
+            work.generation(answer.seed), already
+        )
+        self._metrics.running.inc()
+        try:
+            async with aclosing(generation):
+                while True:
+                    try:
+                        async with asyncio.timeout(self._settings.engine_timeout):
+                            token = await anext(generation)
+                    except StopAsyncIteration:
+                        return
+                    except Exception as error:
+                        raise self._failed(answer, error) from error
+                    yield token
+        finally:
+            self._metrics.running.dec()
+
+    def _end(self, work: Work, answer: Answer, already: list[int]) -> api.FinishReason | None:
+        """Why an answer of these tokens is at its end, None when it isn't."""
+        if not already:
+            return None
+        try:
+            return work.served.engine.replay(work.generation(answer.seed), already)[
+                -1
+            ].finish_reason
+        except Exception as error:
+            raise self._failed(answer, error) from error
+
+    def _failed(self, answer: Answer, error: Exception) -> AnswerFailed:
+        self._metrics.failures.inc()
+        log.error("The engine failed in answer %s", answer.id, exc_info=error)
+        return AnswerFailed(
+            "engine-failed",
+            "The engine failed; nothing is charged for what was not delivered. "
+            "Send the same request again to go on.",
+        )
+
+    @asynccontextmanager
+    async def _alone(self, answer_id: str) -> AsyncIterator[None]:
+        """One connection per answer: a newer one takes over from one that may be dead."""
+        if (owner := self._owners.get(answer_id)) is not None:
+            owner.cancel()
+        task = asyncio.current_task()
+        assert task is not None  # this is a coroutine
+        self._owners[answer_id] = task
+        lock = self._locks.setdefault(answer_id, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if self._owners.get(answer_id) is task:
+                del self._owners[answer_id]
+                self._locks.pop(answer_id, None)
+
+    def _output_cost(self, answer: Answer, tokens: int) -> Msat:
+        return self._session(answer).terms.cost(0, tokens)
+
+    def _answer(self, answer_id: str) -> Answer:
+        answer = self._ledger.answer(answer_id)
+        if answer is None:
+            raise LocalProtocolError("unknown-answer", "There is no such answer in the ledger.")
+        return answer
+
+    def _session(self, answer: Answer) -> Session:
+        stored = self._ledger.session(answer.session)
+        if stored is None:
+            raise LocalProtocolError("unknown-session", "There is no such session in the ledger.")
+        return stored
+
+
+def insufficient(most: Msat, rest: Msat) -> Problem:
+    return Problem(
+        "lightning/insufficient-balance",
+        f"The longest answer costs {most} msat and {rest} are left; top up, or ask for less.",
+    )
+
+
+def _usage(answer: Answer) -> Usage:
+    return Usage.of(answer.prompt_tokens, answer.completion_tokens)
+
+
+def event_id(answer: Answer, event: Event) -> str:
+    """`answer.number.input.output`: the tokens that were charged up to and including it."""
+    charged = answer.prompt_tokens if event.completion_tokens else 0
+    return f"{answer.id}.{event.seq}.{charged}.{event.completion_tokens}"
+
+
+def last_event(answer_id: str, header: str | None) -> int:
+    """The event number in a `Last-Event-ID`; -1 where it is not of this answer."""
+    parts = (header or "").split(".")
+    if len(parts) == 4 and parts[0] == answer_id and parts[1].isdecimal() and len(parts[1]) < 10:
+        return int(parts[1])
+    return -1
+
+
+def frame(answer: Answer, event: Event) -> bytes:
+    return api.event(event.data, event_id(answer, event))
+
+
+def named_event(name: str, document: dict[str, object]) -> bytes:
+    """A `payment-*` event. It has no `id`: it is not part of the answer."""
+    return f"event: {name}\n".encode() + api.event(msgspec.json.encode(document))

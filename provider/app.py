@@ -1,0 +1,357 @@
+"""The provider's HTTP server: OpenAI's API with a price on it.
+
+The order of things is DESIGN's: what is wrong with a request is said before it is paid for, and
+after a payment there is a 200 or a final error, never another request for money.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Final
+
+import msgspec
+from aiohttp import hdrs, web
+
+from channels.errors import OdaError
+from channels.http import l402, scheme
+from channels.http.scheme import Credential, Problem
+from channels.lightning import LightningError, LightningUnreachable
+from channels.units import Sat, sat_ceil
+from provider import api
+from provider.answers import Answers, Served, TopupTimeout, Work, last_event, read_work
+from provider.api import ApiError
+from provider.cashier import Cashier, Node, headers
+from provider.gate import Gate, Ticket
+from provider.ledger import Ledger
+from provider.metrics import CONTENT_TYPE, Metrics
+from provider.sessions import Kind, Phase
+from provider.settings import Keys, ProviderSettings
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN: Final = 5.0
+"""Seconds that running answers get to end; what is cut off can be taken up again."""
+ADDRESSES: Final = 10_000
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Provider:
+    """models: what is served, by name; the first is offered where a request names none.
+
+    about: the `oda` member of /v1/models: `node_id`, `address` (host:port for peers), `network`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        node: Node,
+        keys: Keys,
+        settings: ProviderSettings,
+        network: str,
+        models: Mapping[str, Served],
+        about: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.models = dict(models)
+        self.metrics = Metrics(ledger)
+        self.cashier = Cashier(ledger, node, keys, settings, network, clock)
+        self.answers = Answers(self.cashier, settings, self.metrics)
+        self.gate = Gate(self.cashier, keys)
+        self._about = dict(about or {}) | {"network": network}
+        self._rate = RateLimit(settings.offers_per_minute)
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=api.MAX_BODY, middlewares=[self._errors])
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/models", self._models)
+        for path, kind in (("/v1/chat/completions", "chat"), ("/v1/completions", "text")):
+            for method in (hdrs.METH_POST, hdrs.METH_GET):
+                app.router.add_route(method, path, self._completions(kind))
+        app.cleanup_ctx.append(self._running)
+        return app
+
+    async def _running(self, app: web.Application) -> AsyncGenerator[None, None]:
+        await self.cashier.start()
+        yield
+        await self.cashier.stop()
+        self.cashier.ledger.commit()
+
+    # Free answers --------------------------------------------------------------------------------
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "models": list(self.models)})
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        entries = [
+            api.Model.of(name, served.price, served.engine.context_length, served.created)
+            for name, served in self.models.items()
+        ]
+        listed = msgspec.json.decode(api.models(entries), type=dict[str, object])
+        return _json(msgspec.json.encode(listed | {"oda": self._about}))
+
+    # Paid answers --------------------------------------------------------------------------------
+
+    def _completions(self, kind: str) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            authorization = _authorization(request)
+            body = await request.read()
+            try:
+                if scheme.is_payment(authorization):
+                    credential = Credential.parse(authorization)
+                    ticket = await self._admit(kind, credential, body)
+                elif l402.is_l402(authorization):
+                    token = l402.Token.parse(authorization)
+                    ticket = await self.gate.l402(token, self._work(kind, body), body)
+                else:
+                    raise scheme.payment_required()
+                return await self._give(request, ticket)
+            except Problem as problem:
+                if problem.status != 402:
+                    raise
+                return await self._refuse(request, kind, body, problem)
+
+        return handle
+
+    async def _admit(self, kind: str, credential: Credential, body: bytes) -> Ticket:
+        if credential.challenge.intent == "charge":
+            return await self.gate.charge(credential, self._work(kind, body), body)
+        # topUp and close come with whatever body the paused request had, or with none.
+        action = credential.payload.get("action")
+        has_work = action == "bearer" or (action == "open" and body)
+        work = self._work(kind, body) if has_work and body else None
+        return await self.gate.session(credential, work, body)
+
+    def _work(self, kind: str, body: bytes) -> Work:
+        return read_work(kind, body, self.models, self.settings)
+
+    async def _refuse(
+        self, request: web.Request, kind: str, body: bytes, problem: Problem
+    ) -> web.Response:
+        """402 with fresh offers. What is wrong with the request is said first."""
+        price: Sat | None = None
+        if request.method == hdrs.METH_POST and body:
+            work = self._work(kind, body)
+            if problem.reason == "payment-required" and self.answers.is_full:
+                raise ApiError(
+                    "at-capacity",
+                    "All places are taken; try again in a moment.",
+                    status=503,
+                    type_="server_error",
+                )
+            served, price = work.served, sat_ceil(work.most(work.served.terms))
+        elif request.method == hdrs.METH_POST:
+            raise ApiError("invalid-json", "The request has no body.")
+        else:
+            name = request.query.get("model", next(iter(self.models)))
+            if name not in self.models:
+                raise api.unknown_model(name)
+            served = self.models[name]
+        self._rate.take(request.remote or "")
+        digest = scheme.body_digest(body) if price is not None else None
+        line, challenges = await self.cashier.offers(served.terms, price, digest)
+        self.metrics.offers.inc()
+        response = _problem(problem, challengeId=challenges[-1].id)
+        response.headers["Cache-Control"] = "no-store"
+        for name, value in headers(line, challenges):
+            response.headers.add(name, value)
+        return response
+
+    async def _give(self, request: web.Request, ticket: Ticket) -> web.StreamResponse:
+        answer = ticket.answer
+        sent = {"Payment-Receipt": ticket.receipt.to_header(), "Cache-Control": "private"}
+        if ticket.session.kind is Kind.SESSION and ticket.session.phase is Phase.OPEN:
+            challenge = await self.cashier.next_challenge(ticket.session.id)
+            if challenge is not None:
+                sent["WWW-Authenticate"] = challenge.to_header()
+        if answer is None:
+            return _json(msgspec.json.encode(ticket.document), sent)
+        work = self._work(answer.api, answer.body)
+        if not work.request.stream:
+            return _json(await self.answers.whole(answer.id, work), sent)
+        response = web.StreamResponse(
+            headers=sent | {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        )
+        await response.prepare(request)
+        after = last_event(answer.id, request.headers.get("Last-Event-ID"))
+        try:
+            await self.answers.stream(answer.id, work, response.write, after)
+        except TopupTimeout:
+            log.info("A stream ended because nobody topped it up.")
+        except ConnectionResetError:
+            raise
+        except Exception as error:  # noqa: BLE001  # every stream gets an end; _failure logs it
+            # The status line is sent: what went wrong is the last chunk, and there is no [DONE].
+            await response.write(api.event(_failure(error).body()))
+        await response.write_eof()
+        return response
+
+    # Errors --------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except ConnectionResetError:
+            # The client is gone; there is nobody to tell.
+            raise
+        except Exception as error:  # noqa: BLE001  # every request gets an answer; _error logs it
+            response = _error(error)
+            if _is_paid(request):
+                # Measured: some clients pay again when a paid request is answered with an error
+                # that they take for a passing one.
+                response.headers["x-should-retry"] = "false"
+        self.metrics.requests.labels(str(response.status)).inc()
+        return response
+
+
+class RateLimit:
+    """Unpaid requests cost us an invoice each: so many a minute per address, and 20 times that in
+    all. A token bucket; the addresses that were quiet longest are forgotten."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, address: str) -> None:
+        """Raises ApiError(429)."""
+        now = time.monotonic()
+        if not (
+            self._take("", self._per_minute * 20, now)
+            and self._take(f"@{address}", self._per_minute, now)
+        ):
+            raise ApiError(
+                "too-many-offers",
+                "Too many unpaid requests; pay one of the offers or wait a minute.",
+                status=429,
+                type_="rate_limit_error",
+            )
+        while len(self._buckets) > ADDRESSES:
+            self._buckets.popitem(last=False)
+
+    def _take(self, name: str, size: int, now: float) -> bool:
+        left, then = self._buckets.pop(name, (float(size), now))
+        left = min(float(size), left + (now - then) * size / 60)
+        self._buckets[name] = (left - 1 if left >= 1 else left, now)
+        return left >= 1
+
+
+def _authorization(request: web.Request) -> str:
+    """The one header that pays, empty where none does. Raises ApiError for several."""
+    found = request.headers.getall(hdrs.AUTHORIZATION, [])
+    paying = [text for text in found if scheme.is_payment(text) or l402.is_l402(text)]
+    if len(paying) > 1:
+        # draft-httpauth-payment-00, section "Multiple Payment Options"
+        raise ApiError("several-credentials", "Send one Authorization header.")
+    return paying[0] if paying else ""
+
+
+def _is_paid(request: web.Request) -> bool:
+    return any(
+        scheme.is_payment(text) or l402.is_l402(text)
+        for text in request.headers.getall(hdrs.AUTHORIZATION, [])
+    )
+
+
+def _json(body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(body=body, content_type="application/json", headers=headers)
+
+
+def _error(error: Exception) -> web.Response:
+    if isinstance(error, Problem):
+        return _problem(error)
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        error = ApiError(
+            "body-too-large", f"The request must be at most {api.MAX_BODY} bytes.", status=413
+        )
+    elif isinstance(error, web.HTTPException):
+        allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        known = ApiError("no-such-path", f"{error.reason}.", status=error.status)
+        return web.Response(
+            body=known.body(),
+            status=error.status,
+            content_type="application/json",
+            headers=allowed,
+        )
+    if isinstance(error, ApiError):
+        response = web.Response(
+            body=error.body(), status=error.status, content_type="application/json"
+        )
+        if error.status in (429, 503):
+            response.headers["Retry-After"] = "5"
+        return response
+    failed = _failure(error)
+    return web.Response(body=failed.body(), status=failed.status, content_type="application/json")
+
+
+def _failure(error: Exception) -> ApiError:
+    """What is our fault and not the client's."""
+    if isinstance(error, OdaError):
+        log.warning("Answered with an error: %s", error)
+        status = 503 if isinstance(error, LightningUnreachable | LightningError) else 500
+        return ApiError(error.reason, str(error), status=status, type_="server_error")
+    log.error("Answered with an error.", exc_info=error)
+    sentence = "Something went wrong here; nothing is charged for what was not delivered."
+    return ApiError("internal-error", sentence, status=500, type_="server_error")
+
+
+def _problem(problem: Problem, **members: object) -> web.Response:
+    """Problem details, and the `error` member that OpenAI clients show to people."""
+    error = ApiError(problem.reason, str(problem), status=problem.status, type_="payment_required")
+    document = problem.document(**members) | {"error": error.member()}
+    return web.Response(
+        body=msgspec.json.encode(document),
+        status=problem.status,
+        content_type="application/problem+json",
+    )
+
+
+# Serving -----------------------------------------------------------------------------------------
+
+
+async def serve(provider: Provider, started: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or a cancellation; `started` is told the URL.
+
+    Answers that are cut off then can be taken up again. Raises OdaError("port-in-use").
+    """
+    settings = provider.settings
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    runner = web.AppRunner(
+        provider.app(),
+        # A client that hangs up stops its answer, and with it what it would have to pay.
+        handler_cancellation=True,
+        shutdown_timeout=SHUTDOWN,
+        access_log=None,
+    )
+    await runner.setup()
+    context = None
+    if settings.tls_cert is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port, ssl_context=context)
+        try:
+            await site.start()
+        except OSError as error:
+            raise OdaError(
+                "port-in-use",
+                f"Port {settings.port} on {settings.host} can't be used: {error.strerror}.",
+            ) from error
+        host, port = runner.addresses[0][:2]
+        started(f"http{'s' if context else ''}://{host}:{port}/v1")
+        await stop.wait()
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        await runner.cleanup()

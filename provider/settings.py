@@ -1,0 +1,119 @@
+"""`[provider]` of the settings file, and what it is checked for."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from channels.errors import UserError
+from channels.units import Msat
+
+
+class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[provider]`.
+
+    host, port: where HTTP is served; plain HTTP on loopback only, elsewhere `tls_cert` and
+        `tls_key` (PEM files) are needed.
+    node: the embedded node that takes the payments, where `lightning.rpc_file` names no other.
+    input_msat, output_msat: the price of a token.
+    tokens_per_second: the pace that is advertised; half of what may be at risk is one deposit.
+    max_tokens: of an answer whose request doesn't say, and the most that one may ask for.
+    capacity: answers at the same time.
+    idle_timeout: seconds until an unused session is closed and refunded.
+    topup_wait: seconds that a stream waits for a top-up.
+    offer_lifetime: seconds in which an offer can be paid.
+    engine_timeout: seconds without a token after which an answer has failed.
+    offers_per_minute: unpaid requests answered with invoices, per address and (times 20) in all.
+    refund_maxfee_msat: the most that routing one refund may cost us.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8402
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    node: str = "provider"
+    realm: str = "oda"
+    input_msat: Msat = Msat(50)
+    output_msat: Msat = Msat(250)
+    tokens_per_second: int = 32
+    default_max_tokens: int = 256
+    max_tokens: int = 4096
+    capacity: int = 8
+    idle_timeout: int = 300
+    topup_wait: int = 60
+    offer_lifetime: int = 600
+    engine_timeout: int = 60
+    offers_per_minute: int = 60
+    refund_maxfee_msat: Msat = Msat(1000)
+
+    def check(self) -> None:
+        """Raises UserError for what can't be served."""
+        least_one = ("capacity", "max_tokens", "default_max_tokens", "idle_timeout", "topup_wait")
+        for name in (*least_one, "offer_lifetime", "engine_timeout", "offers_per_minute"):
+            if getattr(self, name) < 1:
+                raise UserError("bad-setting", f"provider.{name} must be at least 1.")
+        if '"' in self.realm or "|" in self.realm or not self.realm.isprintable():
+            raise UserError("bad-setting", 'provider.realm may have no " and no |.')
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UserError("bad-setting", "Set both provider.tls_cert and provider.tls_key.")
+        if self.tls_cert is None and not is_loopback(self.host):
+            raise UserError(
+                "tls-needed",
+                f"Serving on {self.host} needs provider.tls_cert and provider.tls_key: payments "
+                "are not sent over plain HTTP except on loopback.",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Keys:
+    """The provider's secrets, all derived from one that is drawn at first start (32 bytes, 0600).
+
+    Losing it loses no money: what was paid is in the ledger and with the node.
+    """
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+
+    @classmethod
+    def load(cls, path: Path) -> Keys:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            root = path.read_bytes()
+            if len(root) != 32:
+                raise UserError(
+                    "bad-key-file", f"{path} is damaged; remove it to have a new one made."
+                ) from None
+            return cls(root)
+        with os.fdopen(handle, "wb") as file:
+            root = secrets.token_bytes(32)
+            file.write(root)
+            file.flush()
+            os.fsync(file.fileno())
+        return cls(root)
+
+    @property
+    def challenges(self) -> bytes:
+        return hmac.digest(self._root, b"oda/challenges", "sha256")
+
+    @property
+    def l402(self) -> bytes:
+        return hmac.digest(self._root, b"oda/l402", "sha256")
+
+    def preimage(self, nonce: bytes) -> bytes:
+        """Of an invoice: derived, so that it can be had again from its label."""
+        return hmac.digest(self._root, b"oda/preimage" + nonce, "sha256")

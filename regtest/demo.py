@@ -1,0 +1,370 @@
+"""`make demo`: the main job of ODA, from nothing to coins back on chain, on real parts.
+
+Read it from top to bottom: it is made to be copied. Each step uses what any program can use: the
+regtest network, a Lightning node's socket, `client.sdk`, and the `oda provider` program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from channels.bolt.transactions import Transaction
+from channels.errors import OdaError
+from channels.lightning import Lightning
+from channels.settings import load_settings
+from channels.terminal import progress, report
+from channels.units import Msat, Sat
+from client import sdk
+from client.channel import Opening, close_channels, open_channel, wait_until_usable
+from regtest.accounts import Accounts
+from regtest.bitcoind import Miner, find_bitcoind
+from regtest.daemon import Daemon, free_port
+from regtest.network import Network
+
+COINS: Final = Sat(1_000_000)
+CHANNEL: Final = Sat(200_000)
+BITCOIND_MB: Final = 40
+TRAINING_SECONDS: Final = 30
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Demo:
+    """The places and programs of one run. Everything lies below `data` and is made anew."""
+
+    data: Path
+    cache: Path
+    port: int
+    network: Network = field(init=False)
+    provider: Daemon = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = Network(self.data / "regtest", self.cache)
+        self.provider = Daemon("oda provider", self.data / "regtest" / "provider")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def socket(self, name: str) -> Path:
+        return self.data / "regtest" / "nodes" / name / "lightning-rpc"
+
+    def start_provider(self) -> None:
+        """The provider is a program of its own, so that it can be killed."""
+        oda = Path(sys.executable).parent / "oda"
+        self.provider.start([str(oda), "provider", "--port", str(self.port)])
+        self.provider.wait(self._answers, 120)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as answer:  # noqa: S310  # our own http URL on loopback
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    async def down(self) -> None:
+        await asyncio.to_thread(self.provider.stop)
+        await self.network.down()
+
+
+@dataclass
+class Totals:
+    """What the answers add up to."""
+
+    tokens: int = 0
+    topups: int = 0
+    max_exposure: Msat = Msat(0)
+    exposure_limit: Msat = Msat(0)
+
+
+def step(number: int, text: str) -> None:
+    console.print(f"\n[bold cyan]{number}.[/] [bold]{text}[/]")
+
+
+def note(text: str) -> None:
+    console.print(f"   [dim]{text}[/]")
+
+
+# --- the story -----------------------------------------------------------------------------------
+
+
+async def tell(demo: Demo) -> dict[str, object]:
+    """The whole demo. Returns what its last line says."""
+    began = time.monotonic()
+    totals = Totals()
+    await prepare(demo)
+
+    step(1, "A network: bitcoind, and a Lightning node each for a user and a provider")
+    with progress("Starting") as show:
+        await demo.network.up(["user"], COINS, show)
+        await demo.network.up(["provider"], Sat(0), show)
+    await asyncio.to_thread(demo.start_provider)
+    note(f"The user has {COINS:,} sat on chain, the provider nothing. It sells on {demo.url}")
+
+    async with Lightning(demo.socket("user")) as user, Lightning(demo.socket("provider")) as seller:
+        before = await coins(user), await coins(seller)
+        opening = await open_a_channel(demo, user, seller)
+
+        async with sdk.connect(demo.url, demo.socket("user")) as client:
+            step(3, "An answer that streams while it is paid for")
+            await ask(client, totals, "How do I define a class?", seed=1, tokens=300)
+
+            step(4, "The provider is killed (-9) in the middle of an answer, and comes back")
+            whole = await ask(client, totals, "What is a list?", seed=2, tokens=300, disturb=demo)
+
+            step(5, "The user leaves an answer half-way and takes the rest back")
+            part = await ask(client, totals, "What is a list?", seed=2, tokens=300, leave_after=120)
+            same = "is" if whole.startswith(part) else "IS NOT"
+            note(f"As far as it went it {same} what the interrupted answer said: same question,")
+            note("same seed, so the kill changed nothing in it and nothing was charged twice.")
+            for refund in await client.close():
+                note(f"Session closed: {refund.paid_msat} msat paid, {refund.spent_msat} spent,")
+                note(f"{refund.received_msat} back over Lightning ({refund.status}).")
+
+        step(6, "The channel closes, and the coins are on chain again")
+        accounts = await close_and_count(demo, user, seller, opening, before)
+
+    table(accounts)
+    return {
+        "tokens": totals.tokens,
+        "paid_msat": accounts.paid,
+        "refunded_msat": accounts.refunded,
+        "topups": totals.topups,
+        "max_exposure_msat": totals.max_exposure,
+        "exposure_limit_msat": totals.exposure_limit,
+        "user_before_sat": accounts.user_before,
+        "user_after_sat": accounts.user_after,
+        "provider_after_sat": accounts.provider_after,
+        "onchain_fees_sat": accounts.onchain_fees,
+        "conserved": accounts.conserved,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+async def prepare(demo: Demo) -> None:
+    """Stop an earlier run, forget its chain, and have bitcoind and the model at hand."""
+    if not (demo.cache / "bitcoind").exists() and shutil.which("bitcoind") is None:
+        console.print(f"Downloads bitcoind first: about {BITCOIND_MB} MB, once.")
+    await demo.down()
+    shutil.rmtree(demo.data, ignore_errors=True)
+    with progress("Looking for bitcoind") as show:
+        await asyncio.to_thread(find_bitcoind, None, demo.cache, show)
+    # The provider would train its model by itself; here it can be seen.
+    from provider.engine import load_or_train  # here, because torch takes its time to import
+
+    with progress("Loading the model") as show:
+
+        def trained(_: int, nats_per_byte: float, seconds: float) -> None:
+            show(seconds, TRAINING_SECONDS, f"Training a model: {nats_per_byte:.2f} nats/byte")
+
+        engine = await asyncio.to_thread(load_or_train, demo.cache / "models", trained)
+        engine.close()
+
+
+async def open_a_channel(demo: Demo, user: Lightning, seller: Lightning) -> Opening:
+    """What `oda open` does. The provider's reserve is pushed to it, so that it can refund."""
+    step(2, "The user opens a payment channel with the provider")
+    info = await seller.getinfo()
+    address = f"{info.binding[0].address}:{info.binding[0].port}"
+    opening = await open_channel(user, info.id, address, CHANNEL)
+    note(f"Funding transaction {opening.funding_txid}")
+    note(f"{CHANNEL:,} sat in the channel, {opening.push_sat} of them the provider's reserve; ")
+    note(f"the miners get {opening.fee_sat} sat.")
+    await demo.network.mine(1)
+    usable = await wait_until_usable(user, opening)
+    note(f"Mined. {usable.spendable_msat // 1000:,} sat can be spent, a few at a time.")
+    return opening
+
+
+async def ask(
+    client: sdk.Client,
+    totals: Totals,
+    question: str,
+    *,
+    seed: int,
+    tokens: int,
+    disturb: Demo | None = None,
+    leave_after: int | None = None,
+) -> str:
+    """Print an answer as it comes, with a mark for every top-up on the way."""
+    console.print(f"   [bold]{question}[/]\n   ", end="")
+    text, topups, cost = "", 0, None
+    interruption: asyncio.Task[None] | None = None
+    answer = client.chat(question, seed=seed, max_tokens=tokens, temperature=0.5)
+    async with aclosing(answer) as events:
+        async for event in events:
+            match event:
+                case sdk.Text(part):
+                    text += part
+                    console.print(part.replace("\n", "\n   "), end="", markup=False)
+                case sdk.TopUp():
+                    topups += 1
+                    console.print("[yellow]+[/]", end="")
+                case sdk.Interrupted() if interruption is not None:
+                    console.print("[red]·[/]", end="")
+                case sdk.Cost():
+                    cost = event
+                case sdk.Done():
+                    cost = event.cost
+            if disturb is not None and interruption is None and len(text) > tokens // 3:
+                console.print("[red]✗ killed[/]", end="")
+                interruption = asyncio.create_task(kill_and_restart(disturb))
+            if leave_after is not None and len(text) >= leave_after:
+                break
+    if interruption is not None:
+        await interruption
+    console.print()
+    if cost is not None:
+        totals.tokens += cost.output_tokens
+        totals.topups += topups
+        totals.max_exposure = max(totals.max_exposure, cost.max_exposure_msat)
+        totals.exposure_limit = max(totals.exposure_limit, cost.exposure_limit_msat)
+        note(
+            f"{cost.input_tokens} tokens in, {cost.output_tokens} out, {cost.spent_msat} msat, "
+            f"{topups} top-ups ([yellow]+[/]) "
+            + ("over two connections" if disturb else "on one connection")
+        )
+    return text
+
+
+async def kill_and_restart(demo: Demo) -> None:
+    """kill -9 of the provider and of its Lightning node; then both are simply started again."""
+    victims: list[Callable[[], int | None]] = [
+        demo.provider.pid,
+        demo.network.node("provider").daemon.pid,
+    ]
+    for victim in victims:
+        if (pid := victim()) is not None:
+            os.kill(pid, signal.SIGKILL)
+    await demo.network.up(["provider"], Sat(0))
+    await asyncio.to_thread(demo.start_provider)
+
+
+# --- the accounts --------------------------------------------------------------------------------
+
+
+async def coins(node: Lightning) -> Sat:
+    """Confirmed coins on chain."""
+    outputs = (await node.listfunds()).outputs
+    return Sat(sum(o.amount_msat for o in outputs if o.status == "confirmed") // 1000)
+
+
+async def close_and_count(
+    demo: Demo,
+    user: Lightning,
+    seller: Lightning,
+    opening: Opening,
+    before: tuple[Sat, Sat],
+) -> Accounts:
+    user_channel = await channel_balance(user)
+    provider_channel = await channel_balance(seller)
+    (closing,) = await close_channels(user, opening.node_id)
+    note(f"Closing transaction {closing.txids[0]}")
+    await demo.network.mine(1)
+    async with demo.network.miner() as miner:
+        funding = await transaction(miner, opening.funding_txid)
+        spent = await transaction(miner, closing.txids[0])
+        inputs = 0
+        for source in funding.inputs:
+            origin = await transaction(miner, source.outpoint.txid[::-1].hex())
+            inputs += origin.outputs[source.outpoint.vout].value
+    funded = sum(output.value for output in funding.outputs)
+    return Accounts(
+        user_before=before[0],
+        provider_before=before[1],
+        channel=CHANNEL,
+        opening_fee=Sat(inputs - funded),
+        push=Msat(opening.push_sat * 1000),
+        paid=await sent(user),
+        refunded=await sent(seller),
+        user_channel=user_channel,
+        provider_channel=provider_channel,
+        closing_outputs=Sat(sum(output.value for output in spent.outputs)),
+        user_after=await coins(user),
+        provider_after=await coins(seller),
+    )
+
+
+async def transaction(miner: Miner, txid: str) -> Transaction:
+    return Transaction.parse(bytes.fromhex(await miner.rpc.call("getrawtransaction", txid)))
+
+
+async def channel_balance(node: Lightning) -> Msat:
+    (channel,) = [c for c in await node.listpeerchannels() if c.state == "CHANNELD_NORMAL"]
+    assert channel.to_us_msat is not None, "an open channel has a balance"
+    return channel.to_us_msat
+
+
+async def sent(node: Lightning) -> Msat:
+    """All that a node has paid over Lightning."""
+    pays = await node.listpays()
+    return Msat(sum(p.amount_sent_msat or 0 for p in pays if p.status == "complete"))
+
+
+def table(accounts: Accounts) -> None:
+    console.print()
+    grid = Table(title="Where every sat went", title_justify="left", header_style="bold")
+    grid.add_column("what")
+    grid.add_column("sat", justify="right")
+    grid.add_column("to")
+    for what, amount, whom in accounts.rows():
+        style = "bold" if not whom else ""
+        sign = "-" if amount < 0 else ""
+        shown = f"{sign}{abs(amount) // 1000:,}.{abs(amount) % 1000:03}"
+        grid.add_row(what, shown, whom, style=style)
+    console.print(grid)
+
+
+def left_running(demo: Demo) -> None:
+    """How to go on by hand."""
+    oda = Path(".venv") / "bin" / "oda"
+    console.print(
+        "\nEverything is left running until [bold]make demo-down[/]. Try:\n"
+        f"  export ODA_DATA={demo.data} OPENAI_BASE_URL={demo.url}/v1\n"
+        "  curl $OPENAI_BASE_URL/models\n"
+        "  curl -i $OPENAI_BASE_URL/chat/completions -H 'Content-Type: application/json' \\\n"
+        '    -d \'{"model": "oda-pydoc", "messages": [{"role": "user", "content": "Hi"}]}\'\n'
+        f"  {oda} open {demo.url}   (and in another terminal: {oda} regtest mine)\n"
+        f"  {oda} chat --provider {demo.url} 'What is a module?'\n"
+        f"  {demo.url}/metrics   {demo.url}/health\n",
+        soft_wrap=True,
+    )
+
+
+def main() -> int:
+    settings = load_settings()
+    data = settings.data / "demo"
+    # From here on, and for the programs that are started, everything of the demo is in one place.
+    os.environ["ODA_DATA"] = str(data)
+    demo = Demo(data, settings.cache, free_port())
+    try:
+        if "--down" in sys.argv[1:]:
+            asyncio.run(demo.down())
+            console.print("Nothing of the demo runs any more.")
+            return 0
+        result = asyncio.run(tell(demo))
+    except OdaError as error:
+        return int(report(error, False))
+    left_running(demo)
+    print(json.dumps(result))
+    return 0 if result["conserved"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""`oda open`, `chat`, `sessions` and `close`, as a person types them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from channels.bolt import keys
+from channels.lightning import LightningError, PaymentFailed
+from channels.terminal import ExitCode
+from client import cli
+from tests.client.fakes import Shop, UserNode
+from tests.provider.fakes import MODEL
+
+NODE = keys.public_key(b"\x11" * 32).hex()
+OTHER = "02" + "cd" * 32
+
+
+class House:
+    """A provider on a thread of its own, a user's node, and the command line."""
+
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.shop = self.call(lambda: _made(path))
+        self.node = UserNode(self.shop.node)
+
+    def call(self, make: Callable[[], Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(make(), self._loop).result(30)
+
+    def stop(self) -> None:
+        self.call(self.shop.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def oda(self, *arguments: str) -> tuple[int, str, str]:
+        self._capsys.readouterr()
+        try:
+            code = cli.main(arguments)
+        except SystemExit as left:
+            code = int(str(left.code))
+        out, err = self._capsys.readouterr()
+        return code, out, err
+
+    def document(self, *arguments: str) -> tuple[int, Any]:
+        code, out, _ = self.oda(*arguments, "--json")
+        return code, json.loads(out)
+
+    def fails(self, *arguments: str) -> tuple[int, str]:
+        """The same with and without --json: one sentence, one reason, one code."""
+        code, _, err = self.oda(*arguments)
+        assert len(err.strip().splitlines()) == 1, err
+        assert err.startswith("oda: ")
+        again, document = self.document(*arguments)
+        assert again == code
+        return code, document["error"]["reason"]
+
+
+async def _made(path: Path) -> Shop:
+    shop = Shop(path)
+    await shop.start()
+    return shop
+
+
+@pytest.fixture
+def house(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[House]:
+    for name in list(os.environ):
+        if name.startswith("ODA_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("ODA_DATA", str(tmp_path / "data"))
+    rpc_file = tmp_path / "lightning-rpc"
+    rpc_file.touch()
+    monkeypatch.setenv("ODA_LIGHTNING_RPC_FILE", str(rpc_file))
+    (tmp_path / "shop").mkdir()
+    made = House(tmp_path / "shop", capsys)
+    monkeypatch.setenv("ODA_CLIENT_PROVIDER", made.shop.url)
+    monkeypatch.setattr("client.sdk.Lightning", lambda rpc: made.node)
+    monkeypatch.setattr("channels.lightning.Lightning", lambda rpc: made.node)
+    monkeypatch.setattr("client.session.REFUND_SECONDS", 2.0)
+    yield made
+    made.stop()
+
+
+# The whole way -----------------------------------------------------------------------------------
+
+
+def test_the_whole_way(house: House) -> None:
+    code, opened = house.document("open", house.shop.url, "--amount", "50000")
+    assert code == ExitCode.OK
+    assert opened["opening"]["fee_sat"] == 305
+    assert opened["opening"]["push_sat"] == 546
+    assert opened["usable"]["provider_reserve_sat"] == 546
+    assert house.node.funded == [
+        {
+            "node_id": NODE,
+            "amount": 50_000,
+            "announce": False,
+            "push_msat": 546_000,
+            "reserve": 546,
+        }
+    ]
+    code, out, err = house.oda("chat", "abc", "--max-tokens", "100", "--seed", "7")
+    assert code == ExitCode.OK
+    assert len(out) == 101
+    assert "3 + 100 tokens · 25.150 sat spent" in err
+
+    code, answer = house.document("chat", "abc", "--max-tokens", "100", "--seed", "7")
+    assert answer["text"] == out.strip("\n")
+    assert answer["finish_reason"] == "length"
+    assert answer["cost"]["spent_msat"] == 25_150
+
+    code, rows = house.document("sessions")
+    assert [(row["model"], row["state"], row["spent_msat"]) for row in rows] == [
+        (MODEL, "open", 50_300)
+    ]
+    assert "letters" in house.oda("sessions")[1]
+    code, closed = house.document("close")
+    [refund] = closed["refunds"]
+    assert refund["spent_msat"] == 50_300
+    assert refund["received_msat"] == refund["paid_msat"] - 50_300
+    assert house.document("sessions") == (ExitCode.OK, [])
+    assert house.document("sessions", "--all")[1][0]["refund_status"] == "succeeded"
+
+
+def test_closing_the_channel_too(house: House) -> None:
+    house.oda("open", house.shop.url, "--amount", "50000")
+    code, closed = house.document("close", "--channel")
+    assert code == ExitCode.OK
+    assert closed["channels"][0]["type"] == "mutual"
+    assert closed["channels"][0]["ours_msat"] == (50_000 - 546) * 1000
+    assert closed["onchain_sat"] == 1_000_000 - 50_305
+    assert house.fails("close", "--channel") == (ExitCode.NOT_FOUND, "no-channel")
+
+
+def test_ctrl_c_stops_the_paying_and_says_what_is_left(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from client.display import Display
+
+    shown = Display.show
+
+    def show(self: Display, event: Any) -> None:
+        shown(self, event)
+        if self.cost is not None and self.cost.output_tokens == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)  # the handler runs between two instructions of this thread
+
+    monkeypatch.setattr(Display, "show", show)
+    code, out, err = house.oda("chat", "abc", "--max-tokens", "4000")
+    assert code == ExitCode.INTERRUPTED
+    assert 50 <= len(out.strip()) < 200
+    assert "are left in the session" in " ".join(err.split())
+    attempts = len(house.node.attempts)
+    code, answer = house.document("chat", "abc", "--max-tokens", "4000")
+    assert (code, answer["finish_reason"]) == (ExitCode.INTERRUPTED, "interrupted")
+    code, closed = house.document("close")
+    [refund] = closed["refunds"]
+    assert refund["received_msat"] == refund["paid_msat"] - refund["spent_msat"]
+    assert len(house.node.attempts) >= attempts
+
+
+# What bad input gets -----------------------------------------------------------------------------
+
+
+def test_a_dead_or_unknown_provider(house: House) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    unreachable = (ExitCode.UNREACHABLE, "provider-unreachable")
+    assert house.fails("open", dead) == unreachable
+    assert house.fails("chat", "abc", "--provider", dead) == unreachable
+    assert house.fails("open", "nowhere") == (ExitCode.USAGE, "bad-provider-url")
+    assert house.fails("open", "http://192.0.2.1") == (ExitCode.USAGE, "insecure-provider")
+    assert house.fails("open", house.shop.url, "--node", "elsewhere") == (
+        ExitCode.USAGE,
+        "no-node-address",
+    )
+    assert house.fails("open", house.shop.url, "--node", f"{NODE}@127.0.0.1:1") == (
+        ExitCode.UNREACHABLE,
+        "peer-unreachable",
+    )
+
+
+def test_amounts_that_make_no_channel(house: House) -> None:
+    opening = ("open", house.shop.url, "--amount")
+    assert house.fails(*opening, "545") == (ExitCode.USAGE, "amount-too-small")
+    assert house.fails(*opening, "-1") == (ExitCode.USAGE, "amount-too-small")
+    assert house.fails(*opening, "16777216") == (ExitCode.USAGE, "amount-too-large")
+    assert house.fails(*opening, "1000001") == (ExitCode.NOT_ENOUGH_FUNDS, "not-enough-funds")
+    house.node.refuses = LightningError(301, "The wallet can spend 3 sat.")
+    assert house.fails(*opening, "900000") == (ExitCode.NOT_ENOUGH_FUNDS, "not-enough-funds")
+    house.node.refuses = LightningError(300, "The embedded node opens at most 100000 sat.")
+    assert house.fails(*opening, "900000") == (ExitCode.USAGE, "amount-too-large")
+    house.node.refuses = LightningError(-1, "The peer said no.")
+    assert house.fails(*opening, "900000") == (ExitCode.REFUSED, "channel-refused")
+    house.node.refuses = None
+    assert house.oda(*opening, "50000")[0] == ExitCode.OK
+    assert house.fails(*opening, "50000") == (ExitCode.IN_USE, "channel-exists")
+    assert len(house.node.funded) == 1
+
+
+def test_no_funds_in_the_channel(house: House) -> None:
+    house.node.outcomes = [PaymentFailed("No channel has enough to send.", 205)] * 2
+    assert house.fails("chat", "abc") == (ExitCode.PAYMENT_FAILED, "payment-failed")
+
+
+def test_no_node(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("ODA_DATA", str(house.shop.path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(house.shop.path))
+    code, _, err = house.oda("chat", "abc", "--provider", house.shop.url)
+    assert code == ExitCode.UNREACHABLE
+    assert "oda regtest up" in err
+    assert "oda lightning start" in err
+    code, _, err = house.oda("open", house.shop.url)
+    assert code == ExitCode.UNREACHABLE
+    assert "oda lightning start" in err
+
+
+def test_wrong_network(house: House) -> None:
+    house.node.network = "bitcoin"
+    assert house.fails("chat", "abc") == (ExitCode.USAGE, "wrong-network")
+    opening = ("open", house.shop.url)
+    assert house.fails(*opening) == (ExitCode.USAGE, "wrong-network")
+
+
+def test_an_unknown_model(house: House) -> None:
+    assert house.fails("chat", "abc", "--model", "gpt") == (ExitCode.NOT_FOUND, "model-not-found")
+
+
+def test_requests_that_are_refused_unpaid(house: House) -> None:
+    assert house.fails("chat", "abc", "--max-tokens", "5000")[0] == ExitCode.REFUSED
+    assert house.fails("chat", "x" * (1 << 20)) == (ExitCode.USAGE, "body-too-large")
+    assert house.fails("chat", "abc", "--max-tokens", "0") == (ExitCode.USAGE, "usage")
+    assert not house.node.attempts
+
+
+def test_a_session_cap(house: House) -> None:
+    asking = ("chat", "abc", "--max-tokens", "900", "--max-session-sat", "9")
+    code, out, err = house.oda(*asking)
+    assert code == ExitCode.NOT_ENOUGH_FUNDS
+    # What was paid for was delivered, and the figures are shown before the sentence.
+    assert len(out.strip()) == 31
+    assert "7.900 sat spent" in err.splitlines()[0]
+    assert err.splitlines()[1].startswith("oda: ")
+    assert house.document(*asking)[1]["error"]["reason"] == "session-cap-reached"
+
+
+def test_sessions_that_are_not_there(house: House) -> None:
+    assert house.oda("sessions")[:2] == (ExitCode.OK, "No session is open.\n")
+    assert house.fails("close") == (ExitCode.NOT_FOUND, "not-found")
+    assert house.fails("close", "9") == (ExitCode.NOT_FOUND, "not-found")
+    house.oda("chat", "abc", "--max-tokens", "1")
+    assert house.oda("close", "1")[0] == ExitCode.OK
+    # A closed session can be closed again, which looks for its refund.
+    assert house.document("close", "1")[1]["refunds"][0]["status"] == "succeeded"
+
+
+def test_a_provider_that_is_another_node_now(house: House) -> None:
+    house.oda("open", house.shop.url)
+    opening = ("open", house.shop.url, "--node", f"{OTHER}@127.0.0.1:9735")
+    assert house.fails(*opening) == (ExitCode.USAGE, "provider-changed")
+
+
+def test_the_runner_of_typer_sees_the_same(house: House) -> None:
+    result = CliRunner().invoke(cli.build_app(), ["sessions", "--json"])
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
