@@ -1,0 +1,390 @@
+"""The RPC dialect of Core Lightning 26.06: the same calls, answers and error codes on both nodes.
+
+Answers are checked against lightningd's schemas, error codes against the "errors" of its manual
+pages (doc/schemas).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import pytest
+from pyln.client import LightningRpc, RpcError
+
+from channels.lightning import LightningError
+from tests.conformance.conftest import CHANNEL, PUSH, Pair, ask, new_node
+from tests.nodes import LightningNode, until
+from tests.vectors import lightningd_messages
+
+METHODS = (
+    *("getinfo", "newaddr", "listfunds", "withdraw", "feerates", "signmessage", "checkmessage"),
+    *("connect", "disconnect", "listpeers", "fundchannel", "listpeerchannels", "close"),
+    *("invoice", "delinvoice", "listinvoices", "waitinvoice", "waitanyinvoice", "decode"),
+    *("xpay", "pay", "listpays", "listsendpays", "help", "stop"),
+)
+NOBODY = "02" + "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
+"""The id of a node whose key is 1."""
+
+CATCHALL = -1
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
+
+
+async def code_of(node: LightningNode, method: str, **params: Any) -> int:
+    with pytest.raises(LightningError) as refused:
+        await node.rpc.call(method, **params)
+    assert str(refused.value)
+    return refused.value.code
+
+
+async def new_invoice(node: LightningNode, amount: object, label: str, **more: Any) -> str:
+    answer = await ask(
+        node, "invoice", amount_msat=amount, label=label, description=f"for {label}", **more
+    )
+    text: str = answer["bolt11"]
+    return text
+
+
+# --- the node -------------------------------------------------------------------------------------
+
+
+async def test_help_names_every_method(pair: Pair) -> None:
+    answer = await ask(pair.alice, "help")
+    names = {entry["command"].split()[0] for entry in answer["help"]}
+    assert set(METHODS) <= names
+    (one,) = (await ask(pair.alice, "help", command="withdraw"))["help"]
+    assert one["command"].startswith("withdraw destination satoshi [feerate]")
+
+
+@pytest.mark.parametrize("method", ["nonsense", "help"])
+async def test_unknown_methods(pair: Pair, method: str) -> None:
+    params = {"command": "nonsense"} if method == "help" else {}
+    assert await code_of(pair.alice, method, **params) == METHOD_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("invoice", {"label": "x"}),
+        ("invoice", {"amount_msat": "five", "label": "x", "description": ""}),
+        ("invoice", {"amount_msat": 1, "label": "x", "description": "", "preimage": "00"}),
+        ("getinfo", {"extra": 1}),
+        ("newaddr", {"addresstype": "p2pkh"}),
+        ("fundchannel", {"id": "02", "amount": 100_000}),
+        ("withdraw", {"destination": "nowhere", "satoshi": 10_000}),
+        ("withdraw", {"destination": "nowhere", "satoshi": "-1"}),
+        ("connect", {"id": "nobody"}),
+        ("disconnect", {"id": "nobody"}),
+        ("listpeers", {"id": "nobody"}),
+        ("listpeerchannels", {"id": "nobody"}),
+        ("close", {"id": "nobody"}),
+        ("xpay", {"invstring": "lnbcrt1nonsense"}),
+        ("pay", {"bolt11": "lnbcrt1nonsense"}),
+        ("waitinvoice", {}),
+        ("waitanyinvoice", {"timeout": "soon"}),
+        ("delinvoice", {"label": "x", "status": "gone"}),
+        ("listpays", {"status": "gone"}),
+        ("signmessage", {}),
+        ("checkmessage", {"message": "x"}),
+    ],
+)
+async def test_bad_parameters(pair: Pair, method: str, params: dict[str, Any]) -> None:
+    assert await code_of(pair.alice, method, **params) == INVALID_PARAMS
+
+
+async def test_getinfo(pair: Pair) -> None:
+    answer = await ask(pair.alice, "getinfo")
+    assert answer["network"] == "regtest"
+    assert answer["num_active_channels"] >= 1
+    async with pair.nodes.chain.rpc() as rpc:
+        assert answer["blockheight"] == await rpc.call("getblockcount")
+
+
+async def test_feerates(pair: Pair) -> None:
+    perkw = (await ask(pair.alice, "feerates", style="perkw"))["perkw"]
+    perkb = (await ask(pair.alice, "feerates", style="perkb"))["perkb"]
+    assert perkb["max_acceptable"] == 4 * perkw["max_acceptable"]
+    assert await code_of(pair.alice, "feerates", style="perbyte") == INVALID_PARAMS
+
+
+async def test_stop(pair: Pair) -> None:
+    carol = new_node(pair.kind, pair.nodes, "carol")
+    await carol.start()
+    await ask(carol, "stop")
+    await carol.until_ended()
+
+
+@pytest.mark.parametrize(("message", "signature", "recid", "zbase"), lightningd_messages.SIGNED)
+async def test_messages_that_lightningd_signed(
+    pair: Pair, message: str, signature: str, recid: str, zbase: str
+) -> None:
+    answer = await ask(
+        pair.alice,
+        "checkmessage",
+        message=message,
+        zbase=zbase,
+        pubkey=lightningd_messages.NODE_ID,
+    )
+    assert answer == {"verified": True, "pubkey": lightningd_messages.NODE_ID}
+
+
+async def test_messages_that_we_sign(pair: Pair) -> None:
+    signed = await ask(pair.alice, "signmessage", message="hello")
+    again = await ask(pair.alice, "signmessage", message="hello")
+    assert signed == again
+    answer = await ask(
+        pair.bob, "checkmessage", message="hello", zbase=signed["zbase"], pubkey=pair.alice.id
+    )
+    assert answer["verified"]
+    forged = await pair.bob.rpc.call(
+        "checkmessage", message="hullo", zbase=signed["zbase"], pubkey=pair.alice.id
+    )
+    assert forged["verified"] is False
+    assert await code_of(pair.bob, "checkmessage", message="hello", zbase="ybndr") == INVALID_PARAMS
+
+
+# --- coins ----------------------------------------------------------------------------------------
+
+
+async def test_coins(pair: Pair) -> None:
+    bob = pair.bob
+    address = (await ask(bob, "newaddr", addresstype="bech32"))["bech32"]
+    assert address.startswith("bcrt1q")
+    sent = await ask(bob, "withdraw", destination=address, satoshi="50000sat")
+    unconfirmed = await ask(bob, "listfunds")
+    ours = [o for o in unconfirmed["outputs"] if o["txid"] == sent["txid"]]
+    assert {o["status"] for o in ours} <= {"unconfirmed"}
+    async with pair.nodes.chain.rpc() as rpc:
+
+        async def arrived() -> bool:
+            return sent["txid"] in await rpc.call("getrawmempool")
+
+        await until(arrived, "bitcoind has the withdrawal")
+        # lightningd's psbt is the finished transaction: bitcoind extracts the same from it.
+        assert (await rpc.call("finalizepsbt", sent["psbt"]))["hex"] == sent["tx"]
+    await pair.nodes.mine(1)
+    funds = await ask(bob, "listfunds", spent=True)
+    (coin,) = [
+        o for o in funds["outputs"] if o["txid"] == sent["txid"] and o["amount_msat"] == 50_000_000
+    ]
+    assert (coin["address"], coin["status"]) == (address, "confirmed")
+    assert any(o["status"] == "spent" for o in funds["outputs"])
+
+
+async def test_coins_that_cannot_be_sent(pair: Pair) -> None:
+    address = (await ask(pair.bob, "newaddr"))["bech32"]
+    send = {"destination": address}
+    assert await code_of(pair.bob, "withdraw", **send, satoshi=10**12) == 301
+    assert await code_of(pair.bob, "withdraw", **send, satoshi=100) == 302
+
+
+# --- peers and channels ---------------------------------------------------------------------------
+
+
+async def test_peers(pair: Pair) -> None:
+    carol = new_node(pair.kind, pair.nodes, "carol2")
+    await carol.start()
+    assert await code_of(carol, "connect", id=NOBODY) == 400
+    # Nobody listens there once carol knows her own port is hers alone: port 1 is never ours.
+    assert await code_of(carol, "connect", id=NOBODY, host="127.0.0.1", port=1) == 401
+    address = {"host": "127.0.0.1", "port": pair.alice.process.port}
+    # Somebody else answers there.
+    assert await code_of(carol, "connect", id=NOBODY, **address) == 401
+
+    connected = await ask(carol, "connect", id=f"{pair.alice.id}@127.0.0.1:{address['port']}")
+    assert (connected["id"], connected["direction"]) == (pair.alice.id, "out")
+    again = await ask(carol, "connect", id=pair.alice.id)
+    assert again["id"] == pair.alice.id
+    (peer,) = (await ask(carol, "listpeers"))["peers"]
+    assert (peer["id"], peer["connected"], peer["num_channels"]) == (pair.alice.id, True, 0)
+    assert (await ask(carol, "listpeers", id=NOBODY))["peers"] == []
+
+    await ask(carol, "disconnect", id=pair.alice.id)
+    assert await code_of(carol, "disconnect", id=pair.alice.id) == CATCHALL
+    assert await code_of(pair.alice, "disconnect", id=pair.bob.id) == CATCHALL
+    await carol.stop()
+
+
+async def test_listpeerchannels(pair: Pair) -> None:
+    (channel,) = (await ask(pair.alice, "listpeerchannels", id=pair.bob.id))["channels"]
+    assert channel["state"] == "CHANNELD_NORMAL"
+    assert channel["opener"] == "local"
+    assert channel["total_msat"] == CHANNEL * 1000
+    assert channel["funding"] == {
+        "local_funds_msat": CHANNEL * 1000,
+        "remote_funds_msat": 0,
+        "pushed_msat": PUSH,
+    }
+    assert channel["channel_type"] == {
+        "bits": [12, 22],
+        "names": ["static_remotekey/even", "anchors/even"],
+    }
+    by_scid = await ask(
+        pair.alice, "listpeerchannels", short_channel_id=channel["short_channel_id"]
+    )
+    assert [c["channel_id"] for c in by_scid["channels"]] == [channel["channel_id"]]
+    assert (await ask(pair.alice, "listpeerchannels", id=NOBODY))["channels"] == []
+    funds = await ask(pair.alice, "listfunds")
+    assert channel["channel_id"] in {c["channel_id"] for c in funds["channels"]}
+
+
+async def test_channels_that_cannot_be_opened(pair: Pair) -> None:
+    bob = pair.bob.id
+    # lightningd connects by itself, if it knows where to.
+    assert await code_of(pair.alice, "fundchannel", id=NOBODY, amount=100_000) == 400
+    assert await code_of(pair.alice, "fundchannel", id=bob, amount=16_000_000) == 301
+    if pair.kind == "embedded":  # lightningd opens large channels
+        assert await code_of(pair.alice, "fundchannel", id=bob, amount=2**24) == 300
+    funds = await ask(pair.alice, "listfunds")
+    assert all(not o["reserved"] for o in funds["outputs"])
+
+
+async def test_opening_and_closing(pair: Pair) -> None:
+    alice, bob = pair.alice, pair.bob
+    # bob never dialled alice, so he can't know her address; he is connected, though.
+    opened = await ask(bob, "fundchannel", id=alice.id, amount="200000sat", announce=False)
+    assert opened["channel_type"]["bits"] == [12, 22]
+    await ask(bob, "listpeerchannels")  # a channel that waits for its funding is shown, too
+    await pair.nodes.mine(opened["mindepth"])
+    for node in (alice, bob):
+        await node.until_state("CHANNELD_NORMAL", opened["channel_id"])
+    assert await code_of(alice, "close", id=bob.id) == CATCHALL  # which of the two?
+    address = (await ask(bob, "newaddr"))["bech32"]
+    closed = await ask(bob, "close", id=opened["channel_id"], destination=address)
+    assert closed["type"] == "mutual"
+    await ask(bob, "listpeerchannels")
+    await ask(bob, "listfunds")
+    await pair.nodes.mine(1)
+
+    async def paid_out() -> bool:
+        outputs = (await ask(bob, "listfunds"))["outputs"]
+        return any(o["txid"] in closed["txids"] and o["address"] == address for o in outputs)
+
+    await until(paid_out, "the closing transaction pays to the address that was asked for")
+    await ask(bob, "listpeerchannels")
+    assert await code_of(bob, "close", id="00" * 32) == INVALID_PARAMS
+
+
+# --- invoices -------------------------------------------------------------------------------------
+
+
+async def test_invoices(pair: Pair) -> None:
+    bob = pair.bob
+    preimage = hashlib.sha256(b"invoices").hexdigest()
+    text = await new_invoice(bob, "1sat", "first", preimage=preimage, expiry=600)
+    payment_hash = hashlib.sha256(bytes.fromhex(preimage)).hexdigest()
+    decoded = await ask(pair.alice, "decode", string=text)
+    assert (decoded["amount_msat"], decoded["payment_hash"]) == (1_000, payment_hash)
+    assert (decoded["description"], decoded["expiry"]) == ("for first", 600)
+    assert (decoded["payee"], decoded["currency"]) == (bob.id, "bcrt")
+    for wanted in ({"label": "first"}, {"payment_hash": payment_hash}, {"invstring": text}):
+        (found,) = (await ask(bob, "listinvoices", **wanted))["invoices"]
+        assert (found["bolt11"], found["status"]) == (text, "unpaid")
+    assert (await ask(bob, "listinvoices", label="none"))["invoices"] == []
+
+    create = {"amount_msat": 1, "description": "again"}
+    assert await code_of(bob, "invoice", label="first", **create) == 900
+    assert await code_of(bob, "invoice", label="second", preimage=preimage, **create) == 901
+    deleted = await ask(bob, "delinvoice", label="first", status="unpaid")
+    assert deleted["status"] == "unpaid"
+    assert await code_of(bob, "delinvoice", label="first", status="unpaid") == 905
+    assert await code_of(bob, "waitinvoice", label="first") == CATCHALL
+
+
+async def test_an_invoice_whose_status_is_another_is_not_deleted(pair: Pair) -> None:
+    await new_invoice(pair.bob, "any", "open")
+    assert await code_of(pair.bob, "delinvoice", label="open", status="paid") == 906
+    rpc = LightningRpc(str(pair.bob.process.rpc_file))
+    with pytest.raises(RpcError) as refused:
+        await asyncio.to_thread(rpc.delinvoice, "open", "expired")
+    assert refused.value.error["data"] == {
+        "current_status": "unpaid",
+        "expected_status": "expired",
+    }
+
+
+async def test_waiting_for_invoices(pair: Pair) -> None:
+    alice, bob = pair.alice, pair.bob
+    before = [i.get("pay_index", 0) for i in (await ask(bob, "listinvoices"))["invoices"]]
+    last = max(before, default=0)
+    assert await code_of(bob, "waitanyinvoice", lastpay_index=last, timeout=0) == 904
+    text = await new_invoice(bob, 7_000, "awaited")
+    one = asyncio.create_task(ask(bob, "waitinvoice", label="awaited"))
+    any_ = asyncio.create_task(ask(bob, "waitanyinvoice", lastpay_index=last, timeout=30))
+    paid = await ask(alice, "xpay", invstring=text)
+    invoice = await one
+    assert invoice == await any_
+    assert (invoice["status"], invoice["amount_received_msat"]) == ("paid", 7_000)
+    assert invoice["payment_preimage"] == paid["payment_preimage"]
+    assert invoice["pay_index"] == last + 1
+    assert (await ask(bob, "waitinvoice", label="awaited")) == invoice
+    assert (await ask(bob, "delinvoice", label="awaited", status="paid"))["status"] == "paid"
+
+
+async def test_an_invoice_that_expires_while_it_is_awaited(pair: Pair) -> None:
+    await new_invoice(pair.bob, 1_000, "brief", expiry=1)
+    assert await code_of(pair.bob, "waitinvoice", label="brief") == 903
+    assert await code_of(pair.bob, "waitinvoice", label="brief") == 903
+    (found,) = (await ask(pair.bob, "listinvoices", label="brief"))["invoices"]
+    assert found["status"] == "expired"
+
+
+# --- payments -------------------------------------------------------------------------------------
+
+
+async def test_paying_once_with_each_command(pair: Pair) -> None:
+    alice, bob = pair.alice, pair.bob
+    text = await new_invoice(bob, 2_500_000, "xpaid")
+    paid = await ask(alice, "xpay", invstring=text, maxfee=0)
+    assert (paid["amount_msat"], paid["amount_sent_msat"]) == (2_500_000, 2_500_000)
+    assert await code_of(alice, "xpay", invstring=text) == 219
+    again = await ask(alice, "pay", bolt11=text)
+    assert (again["status"], again["payment_preimage"]) == ("complete", paid["payment_preimage"])
+
+    any_amount = await new_invoice(alice, "any", "paid back")
+    first = await ask(bob, "pay", bolt11=any_amount, amount_msat=1_234)
+    assert (first["status"], first["amount_msat"]) == ("complete", 1_234)
+    second = await ask(bob, "pay", bolt11=any_amount, amount_msat=1_234)
+    assert second["payment_preimage"] == first["payment_preimage"]
+
+
+async def test_what_is_known_of_payments(pair: Pair) -> None:
+    alice, bob = pair.alice, pair.bob
+    text = await new_invoice(bob, 4_000, "listed")
+    payment_hash = (await ask(alice, "decode", string=text))["payment_hash"]
+    assert (await ask(alice, "listpays", bolt11=text))["pays"] == []
+    paid = await ask(alice, "xpay", invstring=text)
+    for wanted in ({"bolt11": text}, {"payment_hash": payment_hash}):
+        (pay,) = (await ask(alice, "listpays", **wanted))["pays"]
+        assert (pay["status"], pay["preimage"]) == ("complete", paid["payment_preimage"])
+        (part,) = (await ask(alice, "listsendpays", **wanted))["payments"]
+        assert (part["status"], part["amount_sent_msat"]) == ("complete", 4_000)
+    complete = (await ask(alice, "listpays", status="complete"))["pays"]
+    assert payment_hash in {p["payment_hash"] for p in complete}
+    assert (await ask(alice, "listpays", status="pending"))["pays"] == []
+
+
+async def test_payments_that_fail(pair: Pair) -> None:
+    alice, bob = pair.alice, pair.bob
+    gone = await new_invoice(bob, 1_000, "gone")
+    await ask(bob, "delinvoice", label="gone", status="unpaid")
+    assert await code_of(alice, "xpay", invstring=gone) == 203
+    assert {p["status"] for p in (await ask(alice, "listpays", bolt11=gone))["pays"]} == {"failed"}
+    await ask(alice, "listsendpays", bolt11=gone)
+
+    large = await new_invoice(bob, CHANNEL * 1000, "large")
+    assert await code_of(alice, "xpay", invstring=large) == 205
+    open_amount = await new_invoice(bob, "any", "any amount")
+    assert await code_of(alice, "xpay", invstring=open_amount) == INVALID_PARAMS
+
+    await new_invoice(bob, 1_000, "late", expiry=1)
+    (late,) = (await ask(bob, "listinvoices", label="late"))["invoices"]
+    await code_of(bob, "waitinvoice", label="late")
+
+    async def refused_as_expired() -> bool:
+        return await code_of(alice, "xpay", invstring=late["bolt11"]) == 207
+
+    # The payee's clock may be a second ahead of BOLT 11's "more than expiry seconds".
+    await until(refused_as_expired, "the payer sees that the invoice has expired")
