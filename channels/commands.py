@@ -38,13 +38,6 @@ wallet = typer.Typer(name="wallet", help="Coins on chain and in channels.", no_a
 lightning = typer.Typer(name="lightning", help="The embedded Lightning node.", no_args_is_help=True)
 
 
-class NodeSettings(LightningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[lightning]`, for running the embedded node: the bitcoind that it follows."""
-
-    bitcoind_url: str | None = None
-    bitcoind_cookie: Path | None = None
-
-
 class RegtestFile(msgspec.Struct, frozen=True):
     """What is read of the `network.json` that `oda regtest` keeps."""
 
@@ -143,7 +136,7 @@ class Balance(msgspec.Struct, frozen=True):
 
 def rpc_file(settings: Settings, name: str = "user") -> Path:
     """The socket of `lightning.rpc_file`, else that of an embedded node."""
-    named = load_section("lightning", NodeSettings).rpc_file
+    named = load_section("lightning", LightningSettings).rpc_file
     return named or settings.node_dir(name) / "lightning-rpc"
 
 
@@ -274,7 +267,7 @@ def node_command(
 ) -> list[str]:
     """The program and arguments of an embedded node. Raises UserError `no-bitcoind`."""
     given = load_section(
-        "lightning", NodeSettings, {"bitcoind_url": url, "bitcoind_cookie": cookie}
+        "lightning", LightningSettings, {"bitcoind_url": url, "bitcoind_cookie": cookie}
     )
     url, cookie, listen = given.bitcoind_url, given.bitcoind_cookie, "127.0.0.1:0"
     if settings.network is Network.REGTEST:

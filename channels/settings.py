@@ -80,9 +80,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class LightningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[lightning]`. rpc_file: the socket of a real lightningd; None means the embedded node."""
+    """`[lightning]`.
+
+    rpc_file: the socket of a real lightningd; None means the embedded node.
+    bitcoind_url, bitcoind_cookie: the bitcoind that the embedded node follows; on regtest that of
+        `oda regtest` where they are not given.
+    """
 
     rpc_file: Path | None = None
+    bitcoind_url: str | None = None
+    bitcoind_cookie: Path | None = None
 
 
 def config_file(environ: Mapping[str, str] = os.environ) -> Path:

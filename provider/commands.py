@@ -50,14 +50,16 @@ def provider(
         "host": host,
         "port": port,
         "node": node,
+        "rpc_file": rpc_file,
         "input_msat": input_msat,
         "output_msat": output_msat,
     }
     settings = load_section("provider", ProviderSettings, flags)
     settings.check()
-    lightning = load_section("lightning", LightningSettings, {"rpc_file": rpc_file})
+    lightning = load_section("lightning", LightningSettings)
     shared = load_settings()
-    socket = lightning.rpc_file or shared.node_dir(settings.node) / "lightning-rpc"
+    embedded = shared.node_dir(settings.node) / "lightning-rpc"
+    socket = settings.rpc_file or lightning.rpc_file or embedded
     run(_serve(shared, settings, socket, as_json))
 
 

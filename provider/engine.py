@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-
 from channels.errors import UserError
 from provider.api import Message
 from provider.decoding import Decoding, Token

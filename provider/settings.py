@@ -19,7 +19,9 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     host, port: where HTTP is served; plain HTTP on loopback only, elsewhere `tls_cert` and
         `tls_key` (PEM files) are needed.
-    node: the embedded node that takes the payments, where `lightning.rpc_file` names no other.
+    rpc_file: the socket of the node that takes the payments, where it is another one than
+        `lightning.rpc_file`.
+    node: the embedded node that takes them, where neither is given.
     input_msat, output_msat: the price of a token.
     tokens_per_second: the pace that is advertised; half of what may be at risk is one deposit.
     max_tokens: of an answer whose request doesn't say, and the most that one may ask for.
@@ -36,6 +38,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     port: int = 8402
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    rpc_file: Path | None = None
     node: str = "provider"
     realm: str = "oda"
     input_msat: Msat = Msat(50)

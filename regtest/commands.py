@@ -136,4 +136,4 @@ def _show(result: Status, as_json: bool) -> None:
     for node in result.nodes:
         state = f"pid {node.pid}" if node.pid is not None else "not running"
         typer.echo(f"{node.name}  {node.id or '-'}@{node.address}  {state}")
-        typer.echo(f"  export ODA_LIGHTNING_RPC_FILE={node.rpc_file}")
+        typer.echo(f"  socket  {node.rpc_file}")

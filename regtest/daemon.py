@@ -7,6 +7,7 @@ nothing runs, and a process number that was given to another program is never si
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -108,6 +109,13 @@ class Daemon:
         if self.pid() is not None:
             raise OdaError("unstoppable", f"{self.name} (process {self.pid()}) can't be stopped.")
         return stopped
+
+    def kill(self) -> None:
+        """End it as `kill -9` does, without a chance to tidy up; returns when it is gone."""
+        while (pid := self.pid()) is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL)
 
     def wait(self, ready: Callable[[], bool], patience: float) -> None:
         """Wait until it is ready. Raises UserError `did-not-start` with the end of its log."""

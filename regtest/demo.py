@@ -10,11 +10,9 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +216,8 @@ async def ask(
                     console.print("[yellow]+[/]", end="")
                 case sdk.Interrupted() if interruption is not None:
                     console.print("[red]·[/]", end="")
+                    if interruption.done():
+                        await interruption  # it failed, and nobody will come back
                 case sdk.Cost():
                     cost = event
                 case sdk.Done():
@@ -245,13 +245,8 @@ async def ask(
 
 async def kill_and_restart(demo: Demo) -> None:
     """kill -9 of the provider and of its Lightning node; then both are simply started again."""
-    victims: list[Callable[[], int | None]] = [
-        demo.provider.pid,
-        demo.network.node("provider").daemon.pid,
-    ]
-    for victim in victims:
-        if (pid := victim()) is not None:
-            os.kill(pid, signal.SIGKILL)
+    for victim in (demo.provider, demo.network.node("provider").daemon):
+        await asyncio.to_thread(victim.kill)
     await demo.network.up(["provider"], Sat(0))
     await asyncio.to_thread(demo.start_provider)
 

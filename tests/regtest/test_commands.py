@@ -58,7 +58,7 @@ def test_for_people(oda: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path)
     assert oda("up", "alice") == ExitCode.OK
     shown = capfd.readouterr()
     socket = tmp_path / "data" / "regtest" / "nodes" / "alice" / "lightning-rpc"
-    assert f"export ODA_LIGHTNING_RPC_FILE={socket}" in shown.out
+    assert f"socket  {socket}" in shown.out
     assert shown.err == "", "a progress bar where there is no terminal"
     assert oda("status") == ExitCode.OK
     assert capfd.readouterr().out == shown.out

@@ -1,0 +1,95 @@
+"""`make demo` as a program, and what README.md says can be done afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ODA = Path(sys.executable).parent / "oda"
+
+
+def run(*command: str | Path, environ: Mapping[str, str], within: int = 60) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=within,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A data directory of the test's own; models and bitcoind come from the shared cache."""
+    environ = {**os.environ, "ODA_DATA": str(tmp_path)}
+    try:
+        yield environ
+    finally:
+        run(sys.executable, "-m", "regtest.demo", "--down", environ=environ)
+
+
+# A first run trains the model, which takes half a minute of its own.
+@pytest.mark.timeout(300)
+def test_the_demo_and_the_readme(environ: dict[str, str], tmp_path: Path) -> None:
+    output = run(sys.executable, "-m", "regtest.demo", environ=environ, within=240)
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+
+    assert list(result) == [
+        *("tokens", "paid_msat", "refunded_msat", "topups", "max_exposure_msat"),
+        *("exposure_limit_msat", "user_before_sat", "user_after_sat", "provider_after_sat"),
+        *("onchain_fees_sat", "conserved", "seconds"),
+    ]
+    assert result["conserved"] is True
+    assert result["tokens"] > 600
+    assert 0 < result["max_exposure_msat"] <= result["exposure_limit_msat"]
+    spent = result["paid_msat"] - result["refunded_msat"]
+    assert result["refunded_msat"] > 0
+    assert spent > 0
+    # The provider has the reserve that was pushed to it and what it sold, in whole satoshis.
+    assert result["provider_after_sat"] == (546_000 + spent) // 1000
+    paid_out = result["provider_after_sat"] + result["onchain_fees_sat"]
+    assert result["user_before_sat"] == result["user_after_sat"] + paid_out
+    per_answer = [int(n) for n in re.findall(r"(\d+) top-ups .* on one connection", output)]
+    assert max(per_answer) >= 3
+    assert "As far as it went it is what" in output
+
+    by_hand(environ, tmp_path, output)
+
+
+def by_hand(environ: dict[str, str], tmp_path: Path, output: str) -> None:
+    """The commands that the demo leaves behind, and the ten lines of the README."""
+    found = re.search(r"OPENAI_BASE_URL=(\S+)/v1", output)
+    assert found is not None
+    url = found[1]
+    there = {**environ, "ODA_DATA": str(tmp_path / "demo"), "ODA_CLIENT_PROVIDER": url}
+
+    with subprocess.Popen(
+        [ODA, "open", url, "--json"], cwd=ROOT, env=there, stdout=subprocess.PIPE, text=True
+    ) as opening:
+        while opening.poll() is None:
+            run(ODA, "regtest", "mine", environ=there)
+    assert opening.returncode == 0
+
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    printed = run(sys.executable, "-c", code[1], environ=there)
+    assert len(printed) > 100
+    assert "status='succeeded'" in printed
+
+    sessions = json.loads(run(ODA, "sessions", "--all", "--json", environ=there))
+    assert {session["state"] for session in sessions} == {"closed"}
+    closed = json.loads(run(ODA, "close", "--channel", "--json", environ=there))
+    assert closed["channels"][0]["type"] == "mutual"
