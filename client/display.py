@@ -96,6 +96,9 @@ class Display:
 
         # Whole lines go above the live region, which holds the unfinished one and the figures.
         *whole, self._line = (self._line + printable(text)).split("\n")
+        if whole:
+            # Printing draws the live region anew, which must not hold the finished line any more.
+            self._refresh()
         for line in whole:
             self._live.console.print(Line(line))
 
