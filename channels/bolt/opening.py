@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from channels.bolt import keys
 from channels.bolt.channel_commitments import (
     initial_balances_allowed,
@@ -131,28 +133,12 @@ def on_open_channel(
     message: OpenChannel, *, index: int, peer_id: bytes, secrets: ChannelSecrets, policy: Policy
 ) -> tuple[Core, list[Effect]]:
     """A peer wants to open a channel to us: check its terms and accept."""
-    if message.chain_hash != policy.chain_hash:
-        raise RemoteProtocolError("unknown-chain", "open_channel is for another chain.")
-    if message.channel_type is None:
-        raise RemoteProtocolError("no-channel-type", "open_channel has no channel_type.")
-    channel_type = ChannelType.from_bits(message.channel_type)
-    if not policy.min_funding_satoshis <= message.funding_satoshis <= MAX_FUNDING_SATOSHIS:
-        raise RemoteProtocolError(
-            "bad-funding-amount",
-            f"We take channels from {policy.min_funding_satoshis} to {MAX_FUNDING_SATOSHIS} sat.",
-        )
-    if message.push_msat > msat(message.funding_satoshis):
-        raise RemoteProtocolError("push-too-large", "push_msat is more than the channel holds.")
-    if not policy.min_feerate <= message.feerate_per_kw <= policy.max_feerate:
-        raise RemoteProtocolError(
-            "bad-feerate",
-            f"feerate_per_kw must be from {policy.min_feerate} to {policy.max_feerate}.",
-        )
+    channel_type = _checked_offer(message, policy)
     remote = _checked_party(message, policy, message.funding_satoshis)
     local = party(secrets, policy, message.funding_satoshis, None)
     # BOLT 2: our reserve demand may not undercut the opener's dust limit, nor ours its reserve.
-    if local.channel_reserve_satoshis < remote.dust_limit_satoshis:
-        local = _with_reserve(local, remote.dust_limit_satoshis)
+    reserve = Sat(max(local.channel_reserve_satoshis, remote.dust_limit_satoshis))
+    local = msgspec.structs.replace(local, channel_reserve_satoshis=reserve)
     if local.dust_limit_satoshis > remote.channel_reserve_satoshis:
         raise RemoteProtocolError("reserve-below-dust", "The reserve asked of us is below dust.")
     reason = initial_balances_allowed(
@@ -191,9 +177,25 @@ def on_open_channel(
     return core, [Send(reply)]
 
 
-def _with_reserve(local: Party, reserve: Sat) -> Party:
-    fields = {name: getattr(local, name) for name in Party.__struct_fields__}
-    return Party(**{**fields, "channel_reserve_satoshis": reserve})
+def _checked_offer(message: OpenChannel, policy: Policy) -> ChannelType:
+    """The rules of BOLT 2 that open_channel alone must keep, and the type of channel it asks."""
+    if message.chain_hash != policy.chain_hash:
+        raise RemoteProtocolError("unknown-chain", "open_channel is for another chain.")
+    if message.channel_type is None:
+        raise RemoteProtocolError("no-channel-type", "open_channel has no channel_type.")
+    if not policy.min_funding_satoshis <= message.funding_satoshis <= MAX_FUNDING_SATOSHIS:
+        raise RemoteProtocolError(
+            "bad-funding-amount",
+            f"We take channels from {policy.min_funding_satoshis} to {MAX_FUNDING_SATOSHIS} sat.",
+        )
+    if message.push_msat > msat(message.funding_satoshis):
+        raise RemoteProtocolError("push-too-large", "push_msat is more than the channel holds.")
+    if not policy.min_feerate <= message.feerate_per_kw <= policy.max_feerate:
+        raise RemoteProtocolError(
+            "bad-feerate",
+            f"feerate_per_kw must be from {policy.min_feerate} to {policy.max_feerate}.",
+        )
+    return ChannelType.from_bits(message.channel_type)
 
 
 def _checked_party(
