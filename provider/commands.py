@@ -119,7 +119,7 @@ async def _load(shared: Settings, settings: ProviderSettings) -> Served:
 
         def trained(step: int, nats_per_byte: float, seconds: float) -> None:
             label = f"Training the model: {nats_per_byte:.2f} nats/byte"
-            show(seconds, FIRST_TRAINING.seconds, label)
+            show(step, FIRST_TRAINING.steps, label)
 
         engine = await asyncio.to_thread(load_or_train, shared.cache / "models", trained)
     return Served(engine, price, settings.tokens_per_second, UnixTime(int(time.time())))

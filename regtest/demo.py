@@ -37,7 +37,6 @@ from regtest.network import Network
 COINS: Final = Sat(1_000_000)
 CHANNEL: Final = Sat(200_000)
 BITCOIND_MB: Final = 40
-TRAINING_SECONDS: Final = 30
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -164,12 +163,16 @@ async def prepare(demo: Demo) -> None:
     with progress("Looking for bitcoind") as show:
         await asyncio.to_thread(find_bitcoind, None, demo.cache, show)
     # The provider would train its model by itself; here it can be seen.
-    from provider.engine import load_or_train  # here, because torch takes its time to import
+    from provider.engine import (
+        FIRST_TRAINING,
+        load_or_train,
+    )  # here, because torch takes its time to import
 
     with progress("Loading the model") as show:
 
-        def trained(_: int, nats_per_byte: float, seconds: float) -> None:
-            show(seconds, TRAINING_SECONDS, f"Training a model: {nats_per_byte:.2f} nats/byte")
+        def trained(steps: int, nats_per_byte: float, _: float) -> None:
+            label = f"Training a model: {nats_per_byte:.2f} nats/byte"
+            show(steps, FIRST_TRAINING.steps, label)
 
         engine = await asyncio.to_thread(load_or_train, demo.cache / "models", trained)
         engine.close()

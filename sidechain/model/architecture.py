@@ -1,10 +1,10 @@
 """Architectures are data: an id and hyper-parameters, never code from a stranger.
 
-The registry maps an id to a msgspec Struct that says which hyper-parameters there are, checks
-them, and builds the torch module. There is one architecture so far, a transformer over bytes. It
-is made of what integers can reproduce exactly (linear maps without biases, RMS norm, ReLU,
-learned positions, a head size whose root is a power of two), so that a score computed from its
-weights can be the same on every machine.
+An architecture is a msgspec Struct that says which hyper-parameters there are and checks them.
+This one, a transformer over bytes, is what is served and generated with. It is made of what
+integers can reproduce exactly (linear maps without biases, RMS norm, ReLU, learned positions, a
+head size whose root is a power of two), so that a score computed from its weights can be the same
+on every machine. `registry.py` lists all that can be scored.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from channels.errors import UserError
+from sidechain.model.arithmetic import MAX_PARAMETERS, Arithmetic, T
+from sidechain.model.floats import NORM_EPSILON
 
 VOCABULARY: Final = 256
-MAX_PARAMETERS: Final = 1 << 24
-"""64 MiB of float32, the largest model that is scored."""
-
 MAX_JSON: Final = 4096
-NORM_EPSILON: Final = 1e-6
 
 
 class ByteTransformer(Struct, frozen=True, forbid_unknown_fields=True, tag="byte-transformer"):
@@ -77,13 +75,36 @@ class ByteTransformer(Struct, frozen=True, forbid_unknown_fields=True, tag="byte
             }
         return shapes | {"norm": (width,), "head.weight": (VOCABULARY, width)}
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.context,)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return (self.context, VOCABULARY)
+
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+    def forward(self, ops: Arithmetic[T], tokens: T) -> T:
+        """(context,) bytes -> logits of each next byte (context, 256)"""
+        x = ops.embed(tokens, "embed.weight", "position.weight")
+        for i in range(self.blocks):
+            block = f"blocks.{i}."
+            qkv = ops.linear(ops.rms_norm(x, block + "attention_norm"), block + "qkv.weight")
+            x = ops.add(x, ops.linear(ops.attention(qkv, self.heads), block + "out.weight"))
+            up = ops.linear(ops.rms_norm(x, block + "feed_norm"), block + "up.weight")
+            x = ops.add(x, ops.linear(ops.relu(up), block + "down.weight"))
+        return ops.linear(ops.rms_norm(x, "norm"), "head.weight")
+
     def build(self) -> ByteTransformerModule:
         """A module with fresh weights, drawn from torch's global generator."""
         return ByteTransformerModule(self)
 
 
 Architecture = ByteTransformer
-"""The union of all registered architectures; a second one joins with `|`."""
+"""The union of what can be served; a second one joins with `|`."""
 
 
 def encode(architecture: Architecture) -> bytes:

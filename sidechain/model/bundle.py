@@ -9,27 +9,25 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import stat
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 import torch
 from msgspec import Struct
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from channels.errors import UserError
 from sidechain.model import architecture as architectures
+from sidechain.model import weights
 from sidechain.model.architecture import Architecture, ByteTransformerModule
+from sidechain.model.files import read_plain
 
 ARCHITECTURE: Final = "architecture.json"
 WEIGHTS: Final = "weights.safetensors"
 MANIFEST: Final = "manifest.json"
 
 MAX_JSON: Final = 4096
-MAX_HEADER: Final = 1 << 16
-"""The safetensors header names the tensors: far less than this for any architecture we know."""
 
 
 class Manifest(Struct, frozen=True):
@@ -66,15 +64,15 @@ def write(
 
     What stood there before is replaced. Two writers at once must be kept apart by the caller.
     """
-    weights = save({key: value.contiguous() for key, value in module.state_dict().items()})
-    digest = hashlib.sha256(weights).hexdigest()
+    tensors = save({key: value.contiguous() for key, value in module.state_dict().items()})
+    digest = hashlib.sha256(tensors).hexdigest()
     manifest = Manifest(name, "bytes", digest, holdout_nats_per_byte, steps, seed)
     fresh = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for file, data in (
         (ARCHITECTURE, architectures.encode(module.architecture)),
-        (WEIGHTS, weights),
+        (WEIGHTS, tensors),
         (MANIFEST, msgspec.json.encode(manifest)),
     ):
         with (fresh / file).open("wb") as out:
@@ -91,50 +89,34 @@ def read(directory: Path) -> Bundle:
     """Raises UserError, its reason "missing-model" when there is nothing, else "bad-…"."""
     if not directory.is_dir():
         raise UserError("missing-model", f"There is no model in {directory}; train or fetch one.")
-    architecture = architectures.decode(_read(directory / ARCHITECTURE, architectures.MAX_JSON))
+    architecture = architectures.decode(
+        read_plain(directory / ARCHITECTURE, architectures.MAX_JSON)
+    )
     try:
-        manifest = msgspec.json.decode(_read(directory / MANIFEST, MAX_JSON), type=Manifest)
+        manifest = msgspec.json.decode(read_plain(directory / MANIFEST, MAX_JSON), type=Manifest)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise _bad("manifest", f"{MANIFEST} can't be read: {error}") from None
-    data = _read(directory / WEIGHTS, 4 * architecture.parameters + MAX_HEADER)
+    data = read_plain(directory / WEIGHTS, 4 * architecture.parameters + weights.MAX_HEADER)
     if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
         raise _bad("weights", f"{WEIGHTS} is not the file that {MANIFEST} names")
     return Bundle(manifest, _module(architecture, data))
 
 
 def _module(architecture: Architecture, data: bytes) -> ByteTransformerModule:
-    try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise _bad("weights", f"{WEIGHTS} is not a safetensors file: {error}") from None
+    """`data` holds float32 as write() wrote it, or int16 as the chain knows weights."""
+    tensors = weights.parse(data)
     shapes = architecture.shapes()
-    if tensors.keys() != shapes.keys():
-        odd = sorted(tensors.keys() ^ shapes.keys())[0]
-        raise _bad("weights", f"{WEIGHTS} lacks or should not have the tensor {odd[:100]!r}")
-    for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
-            raise _bad("weights", f"the tensor {name} must be float32 of shape {shape}")
+    if all(tensor.dtype == torch.int16 for tensor in tensors.values()):
+        weights.check_weights(shapes, tensors)
+        tensors = weights.dequantise(tensors)
+    else:
+        weights.check_weights(shapes, tensors, torch.float32)
+    for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise _bad("weights", f"the tensor {name} holds numbers that are not finite")
     module = architecture.build()
     module.load_state_dict(tensors)  # copies into memory that torch has aligned
     return module.eval()
-
-
-def _read(path: Path, most: int) -> bytes:
-    """A plain file of at most `most` bytes; not a link to elsewhere, nor a pipe that blocks."""
-    try:
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            raise _bad("file", f"{path.name} is not a plain file")
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise _bad("file", f"{path.name} can't be read: {error.strerror}") from None
-    if len(data) > most:
-        raise _bad("file", f"{path.name} is longer than the {most} bytes it may have")
-    return data
 
 
 def _bad(what: str, sentence: str) -> UserError:

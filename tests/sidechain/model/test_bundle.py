@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from channels.errors import UserError
-from sidechain.model import bundle
+from sidechain.model import bundle, weights
 from sidechain.model.architecture import ByteTransformer
+from sidechain.model.weights import quantise
 
 SMALL = ByteTransformer(width=16, blocks=1, heads=4, context=8)
 
@@ -160,6 +161,13 @@ def changed(weights: dict[str, torch.Tensor], how: str) -> Any:
 def test_tensors_that_do_not_fit_the_architecture(model: Path, how: str) -> None:
     replace_weights(model, save(changed(load_file(model / bundle.WEIGHTS), how)))
     assert refused(model).reason == "bad-weights"
+
+
+def test_the_weights_that_the_chain_knows_are_served_too(model: Path) -> None:
+    stored = quantise(load_file(model / bundle.WEIGHTS)).weights
+    replace_weights(model, weights.encode(stored))
+    for name, tensor in bundle.read(model).module.state_dict().items():
+        assert torch.equal(tensor, stored[name].float() / 2**14)
 
 
 def test_offsets_outside_the_file(model: Path) -> None:

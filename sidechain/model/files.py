@@ -1,0 +1,30 @@
+"""Files of a model directory that may come from a stranger."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from channels.errors import UserError
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """A plain file of at most `most` bytes; not a link to elsewhere, nor a pipe that blocks.
+
+    Raises UserError("bad-file").
+    """
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise _bad(f"{path.name} is not a plain file")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise _bad(f"{path.name} can't be read: {error.strerror}") from None
+    if len(data) > most:
+        raise _bad(f"{path.name} is longer than the {most} bytes it may have")
+    return data
+
+
+def _bad(sentence: str) -> UserError:
+    return UserError("bad-file", f"The model can't be used: {sentence}; take another copy.")
