@@ -86,6 +86,7 @@ class Totals:
 
     tokens: int = 0
     topups: int = 0
+    spent: Msat = Msat(0)
     max_exposure: Msat = Msat(0)
     exposure_limit: Msat = Msat(0)
 
@@ -133,6 +134,8 @@ async def tell(demo: Demo) -> dict[str, object]:
             for refund in await client.close():
                 note(f"Session closed: {refund.paid_msat} msat paid, {refund.spent_msat} spent,")
                 note(f"{refund.received_msat} back over Lightning ({refund.status}).")
+                late = refund.spent_msat - totals.spent
+                note(f"({late} msat are tokens that were on their way when the user left.)")
 
         step(6, "The channel closes, and the coins are on chain again")
         accounts = await close_and_count(demo, user, seller, opening, before)
@@ -236,6 +239,7 @@ async def ask(
     if cost is not None:
         totals.tokens += cost.output_tokens
         totals.topups += topups
+        totals.spent = Msat(totals.spent + cost.spent_msat)
         totals.max_exposure = max(totals.max_exposure, cost.max_exposure_msat)
         totals.exposure_limit = max(totals.exposure_limit, cost.exposure_limit_msat)
         note(
