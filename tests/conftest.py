@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from channels.node.chain import Bitcoind
 from channels.settings import load_settings
 from regtest.bitcoind import Miner, RegtestBitcoind, find_bitcoind
+
+# Tests are repeatable, and say nothing about speed: the same examples in every run, however slow
+# the machine is. `--hypothesis-profile=explore` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 
 @dataclass(frozen=True)
