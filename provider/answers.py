@@ -294,7 +294,13 @@ class Answers:
             await write(named_event("payment-need-topup", document | extra))
             if self._session(answer) != stored:
                 continue
-            if not await self._cashier.wait_for_change(stored.id, self._settings.topup_wait):
+            # Its place is free for others meanwhile: waiting costs us nothing, blocking them would.
+            self._slots.release()
+            try:
+                paid = await self._cashier.wait_for_change(stored.id, self._settings.topup_wait)
+            finally:
+                await self._slots.acquire()
+            if not paid:
                 await write(named_event("session-timeout", document))
                 raise TopupTimeout("topup-timeout", "No top-up arrived in time.")
 

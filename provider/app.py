@@ -227,9 +227,10 @@ class RateLimit:
     def take(self, address: str) -> None:
         """Raises ApiError(429)."""
         now = time.monotonic()
+        # The address first: one that is refused must not use up what there is for all.
         if not (
-            self._take("", self._per_minute * 20, now)
-            and self._take(f"@{address}", self._per_minute, now)
+            self._take(f"@{address}", self._per_minute, now)
+            and self._take("", self._per_minute * 20, now)
         ):
             raise ApiError(
                 "too-many-offers",

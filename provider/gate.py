@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Final
 
 import msgspec
 
@@ -23,6 +24,9 @@ from provider.cashier import REFUND_WORDS, Cashier
 from provider.ledger import Answer, Result
 from provider.sessions import DepositStatus, Session
 from provider.settings import Keys
+
+MAX_UNPAID_ANSWERS: Final = 16
+"""Of one session: each is stored with its request before anything is charged for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,13 @@ class Gate:
         key = answer_id(name, body)
         if (known := self._ledger.answer(key)) is not None:
             return known
+        if self._ledger.unpaid_answers(stored.id) >= MAX_UNPAID_ANSWERS:
+            raise ApiError(
+                "too-many-requests",
+                "Too many requests of this session wait to be paid for; take one of them up.",
+                status=429,
+                type_="rate_limit_error",
+            )
         seed = work.request.seed
         answer = Answer(
             id=key,

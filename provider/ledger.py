@@ -270,6 +270,13 @@ class Ledger:
     def answer(self, answer_id: str) -> Answer | None:
         return _read(Answer, self._one("SELECT * FROM answers WHERE id = ?", answer_id))
 
+    def unpaid_answers(self, session: bytes) -> int:
+        """How many requests of a session are stored of which nothing was delivered yet."""
+        row = self._one(
+            "SELECT count(*) FROM answers WHERE session = ? AND completion_tokens = 0", session
+        )
+        return 0 if row is None else int(row[0])
+
     def save_answer(self, answer: Answer) -> None:
         self._write(_insert("answers", Answer), _row(answer))
 

@@ -48,7 +48,7 @@ def remote_commitment(core: Core, point: bytes) -> Commitment:
 
 def _spec(core: Core, view: View, number: int, point: bytes) -> CommitmentSpec:
     state = core.state
-    ours = view is not View.REMOTE
+    ours = view not in (View.REMOTE, View.NEXT_REMOTE)
     owner, other = (state.local, state.peer) if ours else (state.peer, state.local)
     opener, accepter = (state.local, state.peer) if state.opener else (state.peer, state.local)
     local_msat, remote_msat = state.log.balances(view)
@@ -73,7 +73,7 @@ def _spec(core: Core, view: View, number: int, point: bytes) -> CommitmentSpec:
 
 def _htlcs(state: ChannelState, view: View, owner_is_us: bool | None = None) -> list[Htlc]:
     """The HTLCs of a view as BOLT 3 sees them: offered or received by the commitment's owner."""
-    ours = view is not View.REMOTE if owner_is_us is None else owner_is_us
+    ours = view not in (View.REMOTE, View.NEXT_REMOTE) if owner_is_us is None else owner_is_us
     return [
         Htlc(
             offered=h.ours == ours,
@@ -86,8 +86,13 @@ def _htlcs(state: ChannelState, view: View, owner_is_us: bool | None = None) -> 
     ]
 
 
-def opener_cost(state: ChannelState, feerate: FeeratePerKw, extra: Htlc | None = None) -> Msat:
-    """Fee and anchors of the dearer commitment once everything proposed is committed.
+def opener_cost(
+    state: ChannelState,
+    feerate: FeeratePerKw,
+    extra: Htlc | None = None,
+    view: View = View.PENDING,
+) -> Msat:
+    """Fee and anchors of the dearer commitment with the HTLCs of `view`.
 
     `extra` is an HTLC about to be added, as the side that offers it sees it.
     """
@@ -95,13 +100,18 @@ def opener_cost(state: ChannelState, feerate: FeeratePerKw, extra: Htlc | None =
     channel_type = state.channel_type
     for owner_is_us in (True, False):
         dust = (state.local if owner_is_us else state.peer).dust_limit_satoshis
-        htlcs = _htlcs(state, View.PENDING, owner_is_us)
+        htlcs = _htlcs(state, view, owner_is_us)
         if extra is not None:
             htlcs.append(extra)
         counted = sum(not is_trimmed(h, dust, feerate, channel_type) for h in htlcs)
         fees.append(commitment_fee(channel_type, feerate, counted))
     anchors = ANCHORS_MSAT if channel_type is ChannelType.ANCHORS else Msat(0)
     return Msat(msat(max(fees)) + anchors)
+
+
+def offering_view(ours: bool) -> View:
+    """The commitment that an HTLC offered now goes into: the receiver's next one."""
+    return View.NEXT_REMOTE if ours else View.NEXT_LOCAL
 
 
 def spendable(core: Core, ours: bool, amount: Msat, *, buffered: bool) -> str | None:
@@ -111,7 +121,10 @@ def spendable(core: Core, ours: bool, amount: Msat, *, buffered: bool) -> str | 
     insist on.
     """
     state = core.state
-    local, remote = state.log.balances(View.PENDING)
+    # What the other side proposed to remove and has not committed to may never be removed: it is
+    # not there to be spent again before it is in the commitment that the new HTLC goes into.
+    view = offering_view(ours)
+    local, remote = state.log.balances(view)
     offerer, receiver = (local, remote) if ours else (remote, local)
     party = state.peer if ours else state.local
     feerate = state.log.feerate(View.PENDING)
@@ -119,7 +132,7 @@ def spendable(core: Core, ours: bool, amount: Msat, *, buffered: bool) -> str | 
     opener_offers = ours == state.opener
     if buffered and opener_offers:
         feerate = FeeratePerKw(2 * feerate)
-    cost = opener_cost(state, feerate, extra)
+    cost = opener_cost(state, feerate, extra, view)
     reserve = msat(party.channel_reserve_satoshis)
     if offerer - amount - (cost if opener_offers else 0) < reserve:
         return "insufficient-balance"

@@ -52,6 +52,7 @@ class View(Enum):
     LOCAL = "ours"
     NEXT_LOCAL = "ours, with what the peer's next commitment_signed adds"
     REMOTE = "theirs"
+    NEXT_REMOTE = "theirs, with what our next commitment_signed adds"
     PENDING = "either, once everything proposed so far is committed"
 
 
@@ -61,6 +62,9 @@ def in_view(view: View, ours: bool, stage: Stage) -> bool:
         return True
     if view is View.NEXT_LOCAL:
         before, _ = ADVANCES[Step.RECEIVE_COMMITMENT, ours]
+        return stage >= before
+    if view is View.NEXT_REMOTE:
+        before, _ = ADVANCES[Step.SEND_COMMITMENT, ours]
         return stage >= before
     receiver_owns = (view is View.REMOTE) == ours
     return stage >= (Stage.SIGNED if receiver_owns else Stage.ACK_SIGNED)

@@ -85,6 +85,8 @@ def negotiate(core: Core) -> list[Effect]:
     closing = state.closing
     both = closing.shutdown_sent and closing.remote_scriptpubkey is not None
     quiet = state.log.settled() and not state.awaiting_revocation
+    if not core.reestablished:
+        return []  # BOLT 2: nothing before the peer's channel_reestablish
     if state.state is not State.SHUTTING_DOWN or not both or not quiet:
         return []
     state.state = State.NEGOTIATING

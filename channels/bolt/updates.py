@@ -10,6 +10,7 @@ from channels.bolt.channel_commitments import (
     local_point,
     local_secret,
     next_local_commitment,
+    offering_view,
     opener_cost,
     remote_commitment,
     spendable,
@@ -81,7 +82,7 @@ _OFFER_SENTENCES = {
 def _why_not_offer(core: Core, amount_msat: Msat) -> str | None:
     state = core.state
     peer = state.peer
-    in_flight = [h for h in state.log.visible(View.PENDING) if h.ours]
+    in_flight = [h for h in state.log.visible(offering_view(True)) if h.ours]
     # Offering nothing is forbidden, whatever htlc_minimum_msat says (BOLT 2, adding an HTLC).
     if amount_msat < max(1, peer.htlc_minimum_msat):
         return "amount-below-minimum"
@@ -273,7 +274,7 @@ def on_add(core: Core, message: UpdateAddHtlc) -> list[Effect]:
 def _why_not_accept(core: Core, amount_msat: Msat) -> tuple[str, str] | None:
     state = core.state
     ours = state.local
-    in_flight = [h for h in state.log.visible(View.PENDING) if not h.ours]
+    in_flight = [h for h in state.log.visible(offering_view(False)) if not h.ours]
     if amount_msat < max(1, ours.htlc_minimum_msat):
         return "htlc-below-minimum", "An HTLC is below our htlc_minimum_msat."
     if len(in_flight) >= ours.max_accepted_htlcs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from channels.bolt.messages import Message
@@ -57,15 +58,25 @@ class Connections:
             await peer.close()
         await self._tasks.cancel()
 
-    def send(self, peer_id: bytes, message: Message) -> None:
-        """Send if the peer is there. If it is not, reestablishing sends again what counts."""
+    def sender(self, peer_id: bytes) -> Callable[[Message], None]:
+        """What sends to the peer over the connection of this moment, and over no later one.
+
+        A message belongs to the connection that it was made for: on the next one nothing may come
+        before channel_reestablish, which sends again what counts (BOLT 2).
+        """
         peer = self.peers.get(peer_id)
-        if peer is None:
-            return
+
+        def send(message: Message) -> None:
+            if peer is not None and self.peers.get(peer_id) is peer:
+                self._send(peer, message)
+
+        return send
+
+    def _send(self, peer: PeerConnection, message: Message) -> None:
         try:
             peer.send(message)
         except OdaError as error:
-            log.warning("sending to %s failed: %s", peer_id.hex(), error)
+            log.warning("sending to %s failed: %s", peer.remote_node_id.hex(), error)
             self._tasks.spawn(peer.close())
 
     async def connect(self, peer_id: bytes, host: str, port: int) -> PeerConnection:

@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 OPEN_TIMEOUT = 60.0
 """Seconds that the peer may take for the whole of Channel Establishment."""
 
-MAX_OPENING_PER_PEER = 2
-"""Half-open channels that one peer may hold: each costs memory and keys."""
+MAX_OPENING_PER_PEER = 8
+"""Channels that a peer may have begun without funds on chain: each costs memory and disk."""
 
 
 @dataclass(slots=True)
@@ -92,6 +92,8 @@ class Funding:
         try:
             transaction = await asyncio.wait_for(pending.opened, OPEN_TIMEOUT)
         except TimeoutError:
+            if pending.transaction is not None and channel.state.state is not State.OPENING:
+                return channel, pending.transaction  # it was signed in this very moment
             self.aborted(channel, "")
             node.forget_channel(channel)
             raise RpcMethodError(
@@ -153,7 +155,7 @@ class Funding:
     def on_open_channel(self, peer_id: bytes, message: OpenChannel) -> None:
         """A peer opens a channel to us."""
         node = self._node
-        half_open = [c for c in node.channels_of(peer_id) if c.state.state is State.OPENING]
+        half_open = [c for c in node.channels_of(peer_id) if _is_half_open(c)]
         try:
             if len(half_open) >= MAX_OPENING_PER_PEER:
                 raise RemoteProtocolError(
@@ -173,7 +175,7 @@ class Funding:
         except OdaError as error:
             log.info("refused a channel of %s: %s", peer_id.hex(), error)
             refusal = Error(channel_id=message.temporary_channel_id, data=str(error).encode())
-            node.turn.after(lambda: node.connections.send(peer_id, refusal))
+            node.turn.after(partial(node.connections.sender(peer_id), refusal))
             return
         channel = Channel.of(core, node.wallet.shutdown_script(index))
         node.add_channel(channel)
@@ -192,3 +194,10 @@ class Funding:
 def _answer(opened: asyncio.Future[Transaction], transaction: Transaction) -> None:
     if not opened.done():
         opened.set_result(transaction)
+
+
+def _is_half_open(channel: Channel) -> bool:
+    """The peer began it, and there is nothing on chain yet that it cost the peer."""
+    state = channel.state
+    waiting = state.state in (State.OPENING, State.AWAITING_LOCKIN)
+    return waiting and not state.opener and state.funding_height is None

@@ -167,7 +167,8 @@ class Node:
                 case Persist():
                     self._dirty[channel.state.index] = channel
                 case Send(message):
-                    self.turn.after(partial(self.connections.send, channel.state.peer_id, message))
+                    send = self.connections.sender(channel.state.peer_id)
+                    self.turn.after(partial(send, message))
                 case Broadcast(transaction) | MutualClose(transaction):
                     self.broadcast(transaction)
                 case FundingNeeded(script, value):
@@ -201,7 +202,13 @@ class Node:
     def _close_turn(self) -> None:
         touched, self._touched = self._touched, {}
         for channel in touched.values():
-            self.carry_out(channel, channel.commit())
+            try:
+                effects = channel.commit()
+            except OdaError as error:
+                # One channel that can't be signed must not stop the others, nor the node.
+                failure = RemoteProtocolError(error.reason, str(error))
+                effects = channel.fail(failure)
+            self.carry_out(channel, effects)
         self._touched = {}
         for channel in self._dirty.values():
             state = channel.state
@@ -271,7 +278,7 @@ class Node:
     def _unknown_channel(self, peer_id: bytes, channel_id: bytes) -> None:
         sentence = b"This channel is not known here."
         error = Error(channel_id=channel_id, data=sentence)
-        self.turn.after(partial(self.connections.send, peer_id, error))
+        self.turn.after(partial(self.connections.sender(peer_id), error))
 
     async def wait_until(self, condition: Callable[[], bool], within: float) -> bool:
         """Poll a condition on the node's own state; True as soon as it holds."""

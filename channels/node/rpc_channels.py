@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from channels.bolt import features
 from channels.bolt.address import to_script
 from channels.bolt.channel import Channel, State
-from channels.bolt.channel_commitments import opener_cost
+from channels.bolt.channel_commitments import offering_view, opener_cost
 from channels.bolt.commitment import ChannelType, Htlc
 from channels.bolt.htlcs import View
 from channels.bolt.opening import MAX_FUNDING_SATOSHIS
@@ -50,19 +50,22 @@ def channel_bits(channel_type: ChannelType) -> dict[str, Any]:
 def spendable_msat(channel: Channel) -> Msat:
     """The largest HTLC that we could offer now, fees, anchors and reserve considered."""
     state = channel.state
-    local, _ = state.log.balances(View.PENDING)
+    view = offering_view(True)
+    local, _ = state.log.balances(view)
     cost = 0
     if state.opener:
         # The fee spike buffer (BOLT 2): twice the feerate, with one more HTLC.
         feerate = FeeratePerKw(2 * state.log.feerate(View.PENDING))
-        cost = opener_cost(state, feerate, _any_htlc())
+        cost = opener_cost(state, feerate, _any_htlc(), view)
     return Msat(max(0, local - cost - msat(state.peer.channel_reserve_satoshis)))
 
 
 def receivable_msat(channel: Channel) -> Msat:
     state = channel.state
-    _, remote = state.log.balances(View.PENDING)
-    cost = 0 if state.opener else opener_cost(state, state.log.feerate(View.PENDING), _any_htlc())
+    view = offering_view(False)
+    _, remote = state.log.balances(view)
+    feerate = state.log.feerate(View.PENDING)
+    cost = 0 if state.opener else opener_cost(state, feerate, _any_htlc(), view)
     return Msat(max(0, remote - cost - msat(state.local.channel_reserve_satoshis)))
 
 

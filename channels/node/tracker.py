@@ -8,8 +8,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from channels.bolt.channel import Channel, State
-from channels.bolt.transactions import Transaction
-from channels.errors import OdaError
+from channels.bolt.opening import funding_output_script
+from channels.bolt.transactions import OutPoint, Transaction, TxOut
+from channels.errors import OdaError, RemoteProtocolError
 from channels.node.chain import (
     BitcoindError,
     BitcoindUnreachable,
@@ -62,9 +63,14 @@ class Tracker:
             try:
                 await self._follow_from(height, tip)
             except OdaError as error:
-                if error.reason != "unknown-block":
-                    raise
-                height, tip = await self._step_back(height, tip, error)
+                if error.reason == "unknown-block":
+                    height, tip = await self._step_back(height, tip, error)
+                    continue
+                # Whatever bitcoind said: a node that is blind must know it, and look again.
+                log.error("following the chain failed: %s", error)
+                self.outage = str(error)
+                await asyncio.sleep(RETRY_SECONDS)
+                height, tip = self._node.wallet.tip() or (height, tip)
 
     async def _follow_from(self, height: BlockHeight, tip: bytes) -> None:
         node = self._node
@@ -136,19 +142,22 @@ class Tracker:
         node = self._node
         transactions = [Transaction.parse(raw) for raw in block.transactions]
         node.wallet.connect_block(block.height, block.hash, transactions)
-        fundings = {
-            c.state.funding: c
+        watched = [
+            c
             for c in node.channels.values()
             if c.state.funding_txid is not None and c.state.state is not State.CLOSED
-        }
-        by_txid = {outpoint.txid: (outpoint, c) for outpoint, c in fundings.items()}
+        ]
+        # Several channels may name one outpoint: a peer can copy it from another's opening.
+        by_txid: dict[bytes, list[Channel]] = {}
+        by_outpoint: dict[OutPoint, list[Channel]] = {}
+        for channel in watched:
+            by_txid.setdefault(channel.state.funding.txid, []).append(channel)
+            by_outpoint.setdefault(channel.state.funding, []).append(channel)
         for position, transaction in enumerate(transactions):
-            found = by_txid.get(transaction.txid)
-            if found is not None:
-                self._funded(found[1], transaction, block.height, position)
+            for channel in by_txid.get(transaction.txid, []):
+                self._funded(channel, transaction, block.height, position)
             for spent in transaction.inputs:
-                channel = fundings.get(spent.outpoint)
-                if channel is not None:
+                for channel in by_outpoint.get(spent.outpoint, []):
                     self._spent(channel, transaction, block.height)
         for channel in list(node.channels.values()):
             self.check_depth(channel)
@@ -164,9 +173,12 @@ class Tracker:
         """BOLT 2: the output must pay exactly funding_satoshis to the script of BOLT 3."""
         state = channel.state
         index = state.funding_output_index
-        outputs = transaction.outputs
-        if index >= len(outputs) or outputs[index].value != state.funding_satoshis:
-            log.error("the funding transaction of %s does not fund it", state.channel_id.hex())
+        promised = TxOut(state.funding_satoshis, funding_output_script(channel.core))
+        if transaction.outputs[index : index + 1] != (promised,):
+            error = RemoteProtocolError(
+                "bad-funding-output", "The funding transaction does not fund this channel."
+            )
+            self._node.carry_out(channel, channel.fail(error))
             return
         scid = ShortChannelId.of(height, position, index)
         self._node.carry_out(channel, channel.funding_confirmed(1, height, scid))

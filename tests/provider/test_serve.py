@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from channels.errors import OdaError, UserError
 from provider import commands
-from provider.app import serve
+from provider.api import ApiError
+from provider.app import RateLimit, serve
 from provider.settings import Keys, ProviderSettings
 from tests.provider.fakes import World
 
@@ -105,3 +106,13 @@ def test_the_command_refuses_what_cannot_be_served(
     assert isinstance(missing.exception, OdaError)
     assert missing.exception.reason == "lightning-unreachable"
     assert not (tmp_path / "regtest" / "provider").exists()
+
+
+def test_an_address_that_is_refused_uses_up_nothing_of_the_others() -> None:
+    limit = RateLimit(5)
+    for _ in range(5):
+        limit.take("10.0.0.1")
+    for _ in range(1000):
+        with pytest.raises(ApiError):
+            limit.take("10.0.0.1")
+    limit.take("10.0.0.2")

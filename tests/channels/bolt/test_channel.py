@@ -584,3 +584,40 @@ def test_a_block_that_leaves_the_chain_unconfirms_the_funding() -> None:
     assert machine.block_undone(BlockHeight(102)) == []
     assert machine.block_undone(BlockHeight(101)) == [Persist()]
     assert machine.state.funding_height is None
+
+
+def test_a_removal_that_the_peer_never_signs_frees_nothing() -> None:
+    """A peer could otherwise make us sign a commitment that spends the same money twice."""
+    pair = Pair().confirm()
+    first = pair.offer(pair.alice, 1, Msat(450_000_000))
+    pair.exchange()
+    alice = pair.alice.machine
+    alice.receive(messages.UpdateFailHtlc(alice.state.channel_id, first, b""))
+    with pytest.raises(LocalProtocolError) as refused:
+        pair.offer(pair.alice, 2, Msat(450_000_000))
+    assert refused.value.reason == "insufficient-balance"
+
+
+def test_a_peer_can_not_spend_what_we_gave_back_and_did_not_sign() -> None:
+    pair = Pair().confirm()
+    first = pair.offer(pair.bob, 1, Msat(250_000_000))
+    pair.exchange()
+    alice = pair.alice.machine
+    pair.alice.carry_out(alice.fail_htlc(first, b""))
+    with pytest.raises(RemoteProtocolError) as refused:
+        alice.receive(_add(pair, id=1, amount_msat=Msat(250_000_000)))
+    assert refused.value.reason == "unaffordable-htlc"
+
+
+def test_closing_waits_for_the_peer_to_reestablish() -> None:
+    pair = Pair().confirm()
+    pair.offer(pair.bob, 1, Msat(5_000_000))
+    pair.deliver(pair.bob)
+    for side in (pair.alice, pair.bob):
+        side.carry_out(side.machine.close(pair.script(side.name), FeeratePerKw(500)))
+    pair.deliver(pair.alice)
+    pair.reconnect(restart=(pair.alice,))
+    pair.alice.commit()
+    sent = [messages.decode(raw) for raw in pair.alice.outbox]
+    assert [type(message) for message in sent] == [messages.ChannelReestablish]
+    pair.exchange()
