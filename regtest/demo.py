@@ -124,10 +124,14 @@ async def tell(demo: Demo) -> dict[str, object]:
             await ask(client, totals, "How do I define a class?", seed=1, tokens=300)
 
             step(4, "The provider is killed (-9) in the middle of an answer, and comes back")
-            whole = await ask(client, totals, "What is a list?", seed=2, tokens=300, disturb=demo)
+            whole = await ask(
+                client, totals, "When is an exception raised?", seed=1, tokens=300, disturb=demo
+            )
 
             step(5, "The user leaves an answer half-way and takes the rest back")
-            part = await ask(client, totals, "What is a list?", seed=2, tokens=300, leave_after=120)
+            part = await ask(
+                client, totals, "When is an exception raised?", seed=1, tokens=300, leave_after=120
+            )
             same = "is" if whole.startswith(part) else "IS NOT"
             note(f"As far as it went it {same} what the interrupted answer said: same question,")
             note("same seed, so the kill changed nothing in it and nothing was charged twice.")
@@ -210,7 +214,7 @@ async def ask(
     console.print(f"   [bold]{question}[/]\n   ", end="")
     text, topups, cost = "", 0, None
     interruption: asyncio.Task[None] | None = None
-    answer = client.chat(question, seed=seed, max_tokens=tokens, temperature=0.5)
+    answer = client.chat(question, seed=seed, max_tokens=tokens, temperature=0.7)
     async with aclosing(answer) as events:
         async for event in events:
             match event:
