@@ -346,7 +346,9 @@ class PaidSession:
         Raises OdaError `payment-unknown` where a deposit may still be on its way.
         """
         if self.value.phase is not Phase.CLOSED:
-            await self.settle(may_pay=False)
+            # A deposit that was begun and never reached our node can only be made certain by paying
+            # it: it is then credited, and comes back with the rest.
+            await self.settle(may_pay=True)
             if self.value.phase is Phase.OPENING:
                 await self._open_without_answer()
             if any(d.status in OUTSTANDING for d in self.value.deposits):
