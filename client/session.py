@@ -168,7 +168,7 @@ class PaidSession:
 
     async def credential(self, body: bytes) -> SendCredential:
         """What authorizes the next request; pays the first deposit where nothing was paid yet."""
-        await self.settle(may_pay=True)
+        await self.settle()
         if self.value.phase is Phase.NEW:
             await self._open(body)
         if self.value.phase is Phase.OPENING:
@@ -191,7 +191,7 @@ class PaidSession:
             effects = self.apply(self.value.open(self.now()))
             if effects == (AskForOffer(),):
                 continue
-            await self.carry_out(effects, may_pay=True)
+            await self.carry_out(effects)
             return
         raise RemoteProtocolError("offer-expired", "The provider's offers have always expired.")
 
@@ -212,7 +212,7 @@ class PaidSession:
         was due any more."""
         for _ in range(3):
             if AskForOffer() not in effects:
-                await self.carry_out(effects, may_pay=True)
+                await self.carry_out(effects)
                 return Msat(sum(e.amount for e in effects if isinstance(e, PayInvoice)))
             self.offered(await patiently(lambda: self.provider.offers(body)))
             effects = self.apply(self.value.top_up(self.now()))
@@ -226,7 +226,7 @@ class PaidSession:
             for d in self.value.deposits
         )
 
-    async def carry_out(self, effects: Sequence[Effect], *, may_pay: bool) -> None:
+    async def carry_out(self, effects: Sequence[Effect]) -> None:
         """Payments and the claims that follow from them, in their order.
 
         Raises OdaError `payment-failed` and `payment-unknown`. Cancelled, it leaves a payment to
@@ -240,7 +240,7 @@ class PaidSession:
                     outcome = await self._node.pay_once(invoice, maxfee=self._maxfee(amount))
                     todo[:0] = self._report(payment_hash, outcome)
                 case CheckPayment(payment_hash):
-                    outcome = await self._find_out(self._deposit(payment_hash), may_pay)
+                    outcome = await self._find_out(self._deposit(payment_hash))
                     todo[:0] = self._report(payment_hash, outcome)
                 case SendCredential("topUp", credential, payment_hash) if payment_hash:
                     reply = await self._claim(credential)
@@ -266,7 +266,7 @@ class PaidSession:
             case _:
                 return self.apply(self.value.payment_unknown(payment_hash))
 
-    async def _find_out(self, deposit: Deposit, may_pay: bool) -> PaymentOutcome:
+    async def _find_out(self, deposit: Deposit) -> PaymentOutcome:
         """Ask until it is known. Raises OdaError `payment-unknown` when patience ends."""
         invoice = deposit.payable.invoice
         deadline = time.monotonic() + PATIENCE
@@ -275,11 +275,8 @@ class PaidSession:
             if isinstance(outcome, PaymentUnknown) and not await self._has_trace(invoice):
                 if self.now() > deposit.payable.expires_at + TRACE_SECONDS:
                     return PaymentFailed("it never left, and its invoice has expired", 0)
-                if may_pay:
-                    # The same invoice again: the node pays it once, whatever it was asked before.
-                    outcome = await self._node.pay_once(
-                        invoice, maxfee=self._maxfee(deposit.amount)
-                    )
+                # The same invoice again: the node pays it once, whatever it was asked before.
+                outcome = await self._node.pay_once(invoice, maxfee=self._maxfee(deposit.amount))
             if isinstance(outcome, PaymentComplete | PaymentFailed):
                 return outcome
             if time.monotonic() + wait > deadline:
@@ -294,7 +291,7 @@ class PaidSession:
     def _deposit(self, payment_hash: bytes) -> Deposit:
         return next(d for d in self.value.deposits if d.payable.payment_hash == payment_hash)
 
-    async def settle(self, *, may_pay: bool) -> None:
+    async def settle(self) -> None:
         """Find out about every payment whose outcome a crash or a Ctrl-C left open, and claim
         what was paid. A deposit that failed after all is simply not there."""
         for effect in self.value.resume():
@@ -302,7 +299,7 @@ class PaidSession:
             if is_answer:
                 continue
             try:
-                await self.carry_out([effect], may_pay=may_pay)
+                await self.carry_out([effect])
             except OdaError as error:
                 if error.reason != "payment-failed":
                     raise
@@ -348,7 +345,7 @@ class PaidSession:
         if self.value.phase is not Phase.CLOSED:
             # A deposit that was begun and never reached our node can only be made certain by paying
             # it: it is then credited, and comes back with the rest.
-            await self.settle(may_pay=True)
+            await self.settle()
             if self.value.phase is Phase.OPENING:
                 await self._open_without_answer()
             if any(d.status in OUTSTANDING for d in self.value.deposits):
