@@ -12,7 +12,7 @@ from time import perf_counter
 
 import msgspec
 
-from channels.bolt import keys
+from channels.bolt import keys, signmessage
 from sidechain import payee, pow
 from sidechain.chain import Chain, MemoryStore
 from sidechain.headers import HeaderIndex
@@ -143,10 +143,7 @@ def full_block() -> None:
     txs: list[AnyTransaction] = []
     for seq in range(300):
         text = payee.payee_text(FREE.network_id, key, seq, node_id, "x")
-        digest = sha256d(b"Lightning Signed Message:" + text.encode())
-        signature = keys.sign_recoverable(SECRET, digest)
-        number = int.from_bytes(bytes([31 + signature[64]]) + signature[:64], "big")
-        proof = "".join(payee.ALPHABET[number >> 5 * i & 31] for i in reversed(range(104)))
+        _, proof = signmessage.sign(SECRET, text)
         tx = RegisterPayee(FREE.network_id, 0, key, seq, node_id, "x", proof, NO_SIGNATURE)
         txs.append(signed(tx, SECRET))
     chain = Chain(FREE, MemoryStore())

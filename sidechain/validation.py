@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
+from channels.bolt import signmessage
 from sidechain import payee
 from sidechain.params import Params
 from sidechain.primitives import (
@@ -107,7 +108,7 @@ def _check_payee(tx: RegisterPayee) -> None:
         raise Rejection("bad-payee-endpoint")
     _check_signature(tx.key, tx)
     text = payee.payee_text(tx.network_id, tx.key, tx.seq, tx.node_id, tx.endpoint)
-    if payee.signer(text, tx.proof) != tx.node_id:
+    if signmessage.signer(text, tx.proof) != tx.node_id:
         raise Rejection("bad-payee-proof")
 
 

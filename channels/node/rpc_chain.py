@@ -6,10 +6,10 @@ import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from channels.bolt import features, keys
+from channels.bolt import features, signmessage
 from channels.bolt.address import from_script, to_script
 from channels.bolt.channel import State
-from channels.bolt.transactions import Transaction, TxOut, sha256d
+from channels.bolt.transactions import Transaction, TxOut
 from channels.errors import OdaError, UserError
 from channels.node import rpc_params as params
 from channels.node.rpc_params import ALL, Param, RpcErrorCode, RpcMethodError
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from channels.node.node import Node
 
 VERSION = "oda-0.1.0"
-
-SIGNED_MESSAGE_PREFIX = b"Lightning Signed Message:"
-"""What lnd and lightningd put before the text of `signmessage`."""
-
-ZBASE32 = "ybndrfg8ejkmcpqxot1uwisza345h769"
-"""z-base-32's alphabet (philzimmermann.com/docs/human-oriented-base-32-encoding.txt)."""
 
 _CLOSING = (State.SHUTTING_DOWN, State.NEGOTIATING, State.CLOSING_AGREED, State.ONCHAIN)
 
@@ -240,52 +234,20 @@ class ChainMethods:
     # --- messages --------------------------------------------------------------------------------
 
     async def signmessage(self, arguments: Arguments, call: Call) -> dict[str, Any]:
-        message = arguments["message"].encode()
-        if len(message) > 65535:
+        message = arguments["message"]
+        if len(message.encode()) > 65535:
             raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, "Message must be < 64k")
-        digest = sha256d(SIGNED_MESSAGE_PREFIX + message)
-        signature = keys.sign_recoverable(self._node.node_secret, digest)
-        recid = signature[64]
-        # The first byte says which key to recover, as Bitcoin's own signed messages do.
-        zbase = zbase32(bytes([31 + recid]) + signature[:64])
-        return {"signature": signature[:64].hex(), "recid": f"{recid:02x}", "zbase": zbase}
+        signature, zbase = signmessage.sign(self._node.node_secret, message)
+        return {"signature": signature[:64].hex(), "recid": f"{signature[64]:02x}", "zbase": zbase}
 
     async def checkmessage(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         wanted = arguments["pubkey"]
-        signer = _signer(arguments["message"].encode(), arguments["zbase"])
+        signer = signmessage.signer(arguments["message"], arguments["zbase"])
         if signer is None:
             if wanted is not None:
                 return {"verified": False, "pubkey": wanted.hex()}
             raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, "zbase is not a valid signature")
         return {"verified": wanted is None or wanted == signer, "pubkey": signer.hex()}
-
-
-def _signer(message: bytes, zbase: str) -> bytes | None:
-    signature = from_zbase32(zbase)
-    if signature is None or len(signature) != 65 or not 31 <= signature[0] <= 34:
-        return None
-    digest = sha256d(SIGNED_MESSAGE_PREFIX + message)
-    return keys.recover(digest, signature[1:] + bytes([signature[0] - 31]))
-
-
-def zbase32(data: bytes) -> str:
-    bits = len(data) * 8
-    count = -(-bits // 5)
-    number = int.from_bytes(data, "big") << (count * 5 - bits)
-    return "".join(ZBASE32[number >> 5 * (count - 1 - i) & 31] for i in range(count))
-
-
-def from_zbase32(text: str) -> bytes | None:
-    """None when a character is none of the alphabet's, or bits are left over that are not zero."""
-    if len(text) > 1024 or any(c not in ZBASE32 for c in text):
-        return None
-    number = 0
-    for character in text:
-        number = number << 5 | ZBASE32.index(character)
-    extra = len(text) * 5 % 8
-    if number & ((1 << extra) - 1):
-        return None
-    return (number >> extra).to_bytes(len(text) * 5 // 8, "big")
 
 
 def psbt(transaction: Transaction, spent: Sequence[TxOut]) -> str:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channels.bolt import signmessage
 from channels.node.rpc_chain import ChainMethods
 from sidechain import payee
-from tests.sidechain.world import ALICE, BOB, signmessage
+from tests.sidechain.world import ALICE, BOB
 from tests.vectors.signmessage import SIGNED
 
 TEXT = payee.payee_text(7, ALICE.key, 1, ALICE.node_id, "http://alice.example")
@@ -26,13 +27,13 @@ async def embedded_signmessage(secret: bytes, text: str) -> str:
 async def test_the_embedded_nodes_signmessage_is_accepted() -> None:
     for person in (ALICE, BOB):
         zbase = await embedded_signmessage(person.node_secret, TEXT)
-        assert payee.signer(TEXT, zbase) == person.node_id
-        assert zbase == signmessage(person.node_secret, TEXT)
+        assert signmessage.signer(TEXT, zbase) == person.node_id
+        assert zbase == signmessage.sign(person.node_secret, TEXT)[1]
 
 
 @pytest.mark.parametrize(("text", "zbase", "node_id"), SIGNED)
 def test_lightningds_examples(text: str, zbase: str, node_id: str) -> None:
-    assert payee.signer(text, zbase) == bytes.fromhex(node_id)
+    assert signmessage.signer(text, zbase) == bytes.fromhex(node_id)
 
 
 def test_the_text_names_everything() -> None:
@@ -44,20 +45,20 @@ def test_the_text_names_everything() -> None:
 
 
 def test_another_text_is_another_signer() -> None:
-    zbase = signmessage(ALICE.node_secret, TEXT)
-    assert payee.signer(TEXT + " ", zbase) != ALICE.node_id
+    zbase = signmessage.sign(ALICE.node_secret, TEXT)[1]
+    assert signmessage.signer(TEXT + " ", zbase) != ALICE.node_id
 
 
 def test_other_spellings_are_refused() -> None:
-    zbase = signmessage(ALICE.node_secret, TEXT)
+    zbase = signmessage.sign(ALICE.node_secret, TEXT)[1]
     for bad in ("", zbase[:-1], zbase + "y", zbase.upper(), "l" + zbase[1:], "y" * 104):
-        assert payee.signer(TEXT, bad) is None
+        assert signmessage.signer(TEXT, bad) is None
 
 
-@given(st.text(max_size=110), st.text(payee.ALPHABET, min_size=104, max_size=104))
+@given(st.text(max_size=110), st.text(signmessage.ALPHABET, min_size=104, max_size=104))
 def test_garbage_is_nobodys(text: str, zbase: str) -> None:
-    assert payee.signer(TEXT, text) is None
-    assert payee.signer(TEXT, zbase) != ALICE.node_id
+    assert signmessage.signer(TEXT, text) is None
+    assert signmessage.signer(TEXT, zbase) != ALICE.node_id
 
 
 def test_endpoints() -> None:

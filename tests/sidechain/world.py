@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from channels.bolt import keys
+from channels.bolt import keys, signmessage
 from sidechain import payee, pow
 from sidechain.chain import Chain, MemoryStore
 from sidechain.headers import HeaderRecord
@@ -26,7 +26,6 @@ from sidechain.primitives import (
     Reveal,
     T,
     commitment,
-    sha256d,
     shard_key_hash,
     signed,
     stamped,
@@ -81,18 +80,6 @@ class Person:
 ALICE, BOB, CAROL, MINER = (Person(name) for name in ("alice", "bob", "carol", "miner"))
 
 
-def zbase32(data: bytes) -> str:
-    number, count = int.from_bytes(data, "big"), len(data) * 8 // 5
-    return "".join(payee.ALPHABET[number >> 5 * (count - 1 - i) & 31] for i in range(count))
-
-
-def signmessage(secret: bytes, text: str) -> str:
-    """What lightningd's signmessage answers as `zbase`."""
-    digest = sha256d(b"Lightning Signed Message:" + text.encode())
-    signature = keys.sign_recoverable(secret, digest)
-    return zbase32(bytes([31 + signature[64]]) + signature[:64])
-
-
 def finished(params: Params, tx: T, person: Person | None = None) -> T:
     """Stamped, and signed if somebody is named."""
     tx = stamped(tx, params.model_stamp if isinstance(tx, AddModel) else params.stamp)
@@ -102,7 +89,7 @@ def finished(params: Params, tx: T, person: Person | None = None) -> T:
 def register(params: Params, person: Person, seq: int = 1, endpoint: str = "") -> RegisterPayee:
     endpoint = endpoint or f"http://{person.name}.example"
     text = payee.payee_text(params.network_id, person.key, seq, person.node_id, endpoint)
-    proof = signmessage(person.node_secret, text)
+    _, proof = signmessage.sign(person.node_secret, text)
     tx = RegisterPayee(
         params.network_id, 0, person.key, seq, person.node_id, endpoint, proof, NO_SIGNATURE
     )
