@@ -26,11 +26,14 @@ from torrent.library import Library, Status, disk_errors
 from torrent.magnet import Magnet, Peer
 from torrent.manifest import Manifest
 from torrent.session import Options, Session
-from torrent.torrent import Report, Torrent
+from torrent.torrent import Accept, Report, Torrent, take_any
 
 STALL: Final = 60.0
 STATUS_EVERY: Final = 1.0
 LEAVING: Final = 10.0
+
+MOST_PEERS: Final = 64
+"""That are remembered of a torrent, the newest first: who asks for ever names ever new ones."""
 
 
 def no_report(status: Status) -> None:
@@ -150,17 +153,20 @@ class Swarm:
         *,
         base: Path | None = None,
         wanted: Manifest | None = None,
+        accept: Accept = take_any,
         pin: bool = False,
         report: Report = no_report,
     ) -> Path:
         """The directory with the torrent's files, complete and on disk; it is seeded from then on.
 
         base: a directory with an earlier version, for what needs no fetching. wanted: what was
-        announced; anything else is refused. pin: never evict it.
+        announced; anything else is refused. accept: is shown the manifest before any file is
+        fetched, and raises RemoteProtocolError to refuse it. pin: never evict it.
 
         Raises RemoteProtocolError with the reasons of `manifest.parse_info` and
-        "manifest-mismatch" (nothing of it stays then); UserError "fetch-stalled", "disk-full",
-        "disk-quota", "disk-error", "torrent-error", "already-running" (what was fetched stays).
+        "manifest-mismatch", or what `accept` raises (nothing of it stays then); UserError
+        "fetch-stalled", "disk-full", "disk-quota", "disk-error", "torrent-error",
+        "already-running" (what was fetched stays).
         """
         async with self._turn(magnet.infohash):
             with disk_errors():
@@ -177,6 +183,7 @@ class Swarm:
                         known=await asyncio.to_thread(self.library.roots),
                         base=base,
                         wanted=wanted,
+                        accept=accept,
                         report=report,
                     )
                 except RemoteProtocolError:
@@ -243,7 +250,7 @@ class Swarm:
             known = entry.magnet()
             hints = Magnet(
                 magnet.infohash,
-                tuple(dict.fromkeys((*magnet.peers, *known.peers))),
+                tuple(dict.fromkeys((*magnet.peers, *known.peers)))[:MOST_PEERS],
                 tuple(dict.fromkeys((*magnet.trackers, *known.trackers, *self._trackers))),
                 tuple(dict.fromkeys((*magnet.web_seeds, *known.web_seeds))),
             )

@@ -28,6 +28,12 @@ RECONNECT: Final = 2.0
 Report = Callable[[Status], None]
 Reserve = Callable[[int], Awaitable[None]]
 """Make room for so many bytes; raises UserError if there is none."""
+Accept = Callable[[Manifest], None]
+"""Raises RemoteProtocolError for a manifest whose files are not to be fetched."""
+
+
+def take_any(found: Manifest) -> None:
+    """An `Accept` that refuses nothing."""
 
 
 class Torrent:
@@ -105,6 +111,7 @@ class Torrent:
         known: update.Roots,
         base: Path | None,
         wanted: Manifest | None,
+        accept: Accept,
         report: Report,
     ) -> None:
         """Return when all is there, right and on disk. See `Swarm.fetch`."""
@@ -113,7 +120,7 @@ class Torrent:
             if wanted is not None and have is not None:
                 manifest.require_same(wanted, have)
             return
-        found = await self._metadata(wanted, reserve)
+        found = await self._metadata(wanted, accept, reserve)
         if await asyncio.to_thread(update.copy_known, self.entry, found, known, base):
             await self._again(found)
         await self._rebuild(found, known, base, report)
@@ -121,7 +128,9 @@ class Torrent:
         await self._until_done(report)
         await self._finish(found)
 
-    async def _metadata(self, wanted: Manifest | None, reserve: Reserve) -> Manifest:
+    async def _metadata(
+        self, wanted: Manifest | None, accept: Accept, reserve: Reserve
+    ) -> Manifest:
         """The checked manifest; from here on there is a transfer that takes no file yet."""
         found = await asyncio.to_thread(self.entry.manifest)
         if found is None and self.hints.web_seeds:
@@ -138,6 +147,7 @@ class Torrent:
             self.transfer.check_layout(found)
         if wanted is not None:
             manifest.require_same(wanted, found)
+        accept(found)
         await reserve(found.total)
         await asyncio.to_thread(self.entry.write, "info", found.info)
         # libtorrent has learnt only now that there is one file, which needs another folder.

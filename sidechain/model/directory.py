@@ -13,21 +13,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from torch import Tensor
 
 from channels.errors import UserError
 from sidechain.model import exact, registry, sealed, weights
 from sidechain.model import objective as objectives
-from sidechain.model.files import read_plain
+from sidechain.model.files import ARCHITECTURE, OBJECTIVE, WEIGHTS, read_plain
 from sidechain.model.objective import Objective
 from sidechain.model.registry import Architecture
 from sidechain.model.sealed import Dataset
-
-ARCHITECTURE: Final = "architecture.json"
-OBJECTIVE: Final = "objective.json"
-WEIGHTS: Final = "weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

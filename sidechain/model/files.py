@@ -1,11 +1,23 @@
-"""Files of a model directory that may come from a stranger."""
+"""Files of a model directory: their names, and how one that a stranger made is read."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Final
 
 from channels.errors import UserError
+
+ARCHITECTURE: Final = "architecture.json"
+OBJECTIVE: Final = "objective.json"
+WEIGHTS: Final = "weights.safetensors"
+PUBLIC: Final = "public.oda"
+MAX_SHARDS: Final = 64
+
+
+def dataset_names(shards: int = MAX_SHARDS) -> list[str]:
+    """public.oda, shard-00.oda … in order; a dataset ends before the first that is missing."""
+    return [PUBLIC, *(f"shard-{i:02d}.oda" for i in range(shards))]
 
 
 def read_plain(path: Path, most: int) -> bytes:

@@ -61,9 +61,19 @@ def dataset_root(public: bytes, shards: Sequence[bytes]) -> bytes:
 
     The leaf of file i (0 is the public part) is i ‖ length, both as eight big-endian bytes ‖ root.
     """
+    return dataset_root_of([(len(file), bep52_root(file)) for file in (public, *shards)])
+
+
+def dataset_root_of(files: Sequence[tuple[int, bytes]]) -> bytes:
+    """dataset_root from length and bep52_root alone, which a torrent's metadata says.
+
+    ValueError for an empty file or none at all.
+    """
+    if not files or any(length <= 0 or len(root) != 32 for length, root in files):
+        raise ValueError("a dataset has a public part, and no empty file")
     leaves = [
-        i.to_bytes(8, "big") + len(file).to_bytes(8, "big") + bep52_root(file)
-        for i, file in enumerate([public, *shards])
+        i.to_bytes(8, "big") + length.to_bytes(8, "big") + root
+        for i, (length, root) in enumerate(files)
     ]
     return _tree("oda/dataset", leaves)
 

@@ -21,17 +21,15 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from channels.errors import UserError
 from sidechain.model import parts, roots
-from sidechain.model.files import read_plain
+from sidechain.model.files import MAX_SHARDS, dataset_names, read_plain
 from sidechain.model.parts import Part
 
-MAX_SHARDS: Final = 64
 MAX_DATASET: Final = 64 << 20
 """Bytes, of all files together."""
 
 TAG_SIZE: Final = 16
 KEY_SIZE: Final = 32
 NONCE: Final = bytes(12)
-PUBLIC: Final = "public.oda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,30 +96,30 @@ def key_hash(key: bytes) -> bytes:
 def write(directory: Path, dataset: Dataset) -> None:
     """Into a directory that is made, or has no other files of these names."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, data in zip(_names(len(dataset.shards)), _files(dataset), strict=True):
+    for name, data in zip(
+        dataset_names(len(dataset.shards)), [dataset.public, *dataset.shards], strict=True
+    ):
         (directory / name).write_bytes(data)
 
 
 def read(directory: Path) -> Dataset:
     """Raises UserError("bad-dataset") or ("bad-file"); reads no more than MAX_DATASET bytes."""
+    public, *shards = read_files(directory)
+    return Dataset(public, tuple(shards))
+
+
+def read_files(directory: Path) -> list[bytes]:
+    """The public part and the shards, whatever they hold; raises UserError("bad-file")."""
     left = MAX_DATASET
     files: list[bytes] = []
-    for name in _names(MAX_SHARDS):
+    for name in dataset_names():
         path = directory / name
         if files and not os.path.lexists(path):
             break
         data = read_plain(path, left)
         left -= len(data)
         files.append(data)
-    return Dataset(files[0], tuple(files[1:]))
-
-
-def _names(shards: int) -> list[str]:
-    return [PUBLIC, *(f"shard-{i:02d}.oda" for i in range(shards))]
-
-
-def _files(dataset: Dataset) -> list[bytes]:
-    return [dataset.public, *dataset.shards]
+    return files
 
 
 def _bound_to(i: int) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -99,6 +99,45 @@ def parse(data: bytes) -> dict[str, Tensor]:
         raise _bad(f"it is not a safetensors file: {str(error)[:200]}") from None
 
 
+def of_root(data: bytes, root: bytes, shapes: Shapes) -> dict[str, Tensor]:
+    """The tensors of a file that has this weights_root, whatever its header looks like.
+
+    Raises UserError: "wrong-root" when the file has another root, or none because it can't be
+    read; "bad-weights" when it has the root and its tensors are not the architecture's: that says
+    something about the root, and all files that have it. The caller has bounded `data`.
+    """
+    raw = _raw(data)
+    try:
+        found = roots.weights_root(
+            roots.TensorRoot(name, dtype, shape, roots.bep52_root(tensor))
+            for name, (dtype, shape, tensor) in raw.items()
+        )
+    except ValueError:  # no tensors, or an empty one
+        found = b""
+    if found != root:
+        raise _wrong_root()
+    stated = {name: shape for name, (dtype, shape, _) in raw.items() if dtype == DTYPE}
+    if len(stated) != len(raw) or stated != dict(shapes):
+        raise _bad("its tensors are not those of the architecture")
+    return {
+        name: torch.frombuffer(bytearray(raw[name][2]), dtype=torch.int16).reshape(shape).clone()
+        for name, shape in shapes.items()
+    }
+
+
+def _raw(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Tensors by name: element type, shape, bytes."""
+    if int.from_bytes(data[:8], "little") > MAX_HEADER:
+        raise _wrong_root()
+    try:
+        return {
+            name: (str(tensor["dtype"]), tuple(tensor["shape"]), bytes(tensor["data"]))
+            for name, tensor in deserialize(data)  # type: ignore[no-untyped-call] # not annotated
+        }
+    except (SafetensorError, ValueError, KeyError, RuntimeError):
+        raise _wrong_root() from None
+
+
 def weights_root(weights: Mapping[str, Tensor]) -> bytes:
     """roots.weights_root of int16 tensors."""
     return roots.weights_root(
@@ -109,6 +148,10 @@ def weights_root(weights: Mapping[str, Tensor]) -> bytes:
 
 def _bytes(weight: Tensor) -> bytes:
     return bytes(weight.contiguous().numpy().astype("<i2").tobytes())
+
+
+def _wrong_root() -> UserError:
+    return UserError("wrong-root", "The weights are not those with the root; take another copy.")
 
 
 def _bad(what: str) -> UserError:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from channels.errors import UserError
-from sidechain.model import directory, exact, parts
+from sidechain.model import directory, exact, files, parts
 from sidechain.model.directory import Model
 from sidechain.model.parts import Text
 from sidechain.model.sealed import Dataset, seal
@@ -51,9 +51,9 @@ def test_nothing_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        (directory.ARCHITECTURE, "bad-architecture"),
-        (directory.OBJECTIVE, "bad-objective"),
-        (directory.WEIGHTS, "bad-weights"),
+        (files.ARCHITECTURE, "bad-architecture"),
+        (files.OBJECTIVE, "bad-objective"),
+        (files.WEIGHTS, "bad-weights"),
         ("public.oda", "bad-dataset"),
         ("shard-00.oda", "bad-dataset"),
     ],
@@ -90,8 +90,8 @@ def test_data_that_does_not_fit_is_no_score() -> None:
 def test_another_architecture_is_not_these_weights(tmp_path: Path) -> None:
     directory.write(tmp_path / "a", model("mlp"))
     directory.write(tmp_path / "b", model("linear"))
-    (tmp_path / "a" / directory.ARCHITECTURE).write_bytes(
-        (tmp_path / "b" / directory.ARCHITECTURE).read_bytes()
+    (tmp_path / "a" / files.ARCHITECTURE).write_bytes(
+        (tmp_path / "b" / files.ARCHITECTURE).read_bytes()
     )
     with pytest.raises(UserError) as caught:
         directory.read(tmp_path / "a")
