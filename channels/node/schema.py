@@ -5,36 +5,22 @@ A step that was ever released is never edited: a change is a new step at the end
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from typing import Any
 
 from sqlite_utils import Database, Migrations
 
+from channels.database import strict_table
+
 node_schema = Migrations("oda-node")
-
-
-def _table(
-    db: Database, name: str, columns: dict[str, Any], pk: str | tuple[str, ...], optional: str = ""
-) -> None:
-    """A strict table whose columns are all NOT NULL but for those named in `optional`."""
-    may_be_null = set(optional.split())
-    db.table(name).create(columns, pk=pk, not_null=set(columns) - may_be_null, strict=True)
-
-
-def steps() -> list[str]:
-    """The names of all steps, oldest first."""
-    with closing(sqlite3.connect(":memory:")) as empty:
-        return [migration.name for migration in node_schema.pending(Database(empty))]
 
 
 @node_schema()
 def m001_peers_and_channels(db: Database) -> None:
-    _table(db, "meta", {"name": str, "value": bytes}, "name")
-    _table(db, "counters", {"name": str, "value": int}, "name")
-    _table(db, "peers", {"node_id": bytes, "host": str, "port": int}, "node_id")
+    strict_table(db, "meta", {"name": str, "value": bytes}, "name")
+    strict_table(db, "counters", {"name": str, "value": int}, "name")
+    strict_table(db, "peers", {"node_id": bytes, "host": str, "port": int}, "node_id")
     columns = {"channel_index": int, "peer_id": bytes, "closed": int, "state": bytes}
-    _table(db, "channels", columns, "channel_index")
+    strict_table(db, "channels", columns, "channel_index")
 
 
 @node_schema()
@@ -134,5 +120,5 @@ def m004_coins(db: Database) -> None:
         """
     )
     columns: dict[str, Any] = {"txid": bytes, "raw": bytes, "broadcast": int, "height": int}
-    _table(db, "transactions", columns, "txid", optional="height")
-    _table(db, "blocks", {"height": int, "hash": bytes}, "height")
+    strict_table(db, "transactions", columns, "txid", optional="height")
+    strict_table(db, "blocks", {"height": int, "hash": bytes}, "height")

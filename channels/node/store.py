@@ -8,17 +8,13 @@ that cannot write must stop.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sqlite_utils import Database
-
-from channels.errors import UserError
-from channels.node.schema import node_schema, steps
+from channels import database
+from channels.node.schema import node_schema
 from channels.node.store_coins import BlockRow, CoinTables, UtxoRow
 from channels.node.store_invoices import InvoiceRow, InvoiceTable
 from channels.node.store_payments import AttemptRow, PaymentRow, PaymentTables
@@ -61,10 +57,9 @@ class Store(InvoiceTable, PaymentTables, CoinTables):
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock(path)
+        self._lock = database.hold(path)
         try:
-            super().__init__(_open(path))
+            super().__init__(database.connect(path, node_schema))
         except BaseException:
             os.close(self._lock)
             raise
@@ -119,47 +114,3 @@ class Store(InvoiceTable, PaymentTables, CoinTables):
             "SELECT channel_index, peer_id, closed, state FROM channels ORDER BY channel_index"
         )
         return [ChannelRow(index, peer, bool(closed), state) for index, peer, closed, state in rows]
-
-
-def _lock(path: Path) -> int:
-    """Hold an advisory lock beside the file; the system drops it when the process ends."""
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(
-            "store-in-use",
-            f"Another node is running on {path.parent}: stop it, or choose another directory.",
-        ) from None
-    return descriptor
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    # SQLite gives its -wal and -shm files the mode of the main file, so that is set first.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    db = sqlite3.connect(path, isolation_level="IMMEDIATE")
-    try:
-        # A commit in WAL with FULL is one fsync of the log, and a commit that returned survives
-        # a power cut (sqlite.org/wal.html).
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            db.execute(f"PRAGMA {pragma}")
-        # macOS's fsync leaves the data in the drive's cache.
-        db.execute("PRAGMA fullfsync = ON")
-        upgrade(db, path)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def upgrade(db: sqlite3.Connection, path: Path) -> None:
-    """Apply the steps of the schema that are missing; each is one transaction."""
-    wrapped = Database(db)
-    known = steps()
-    if any(migration.name not in known for migration in node_schema.applied(wrapped)):
-        raise UserError(
-            "store-too-new",
-            f"{path} was written by a newer version of ODA: use that version, or a newer one.",
-        )
-    node_schema.apply(wrapped)

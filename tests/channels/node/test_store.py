@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
+from channels.database import steps
 from channels.errors import LocalProtocolError, UserError
-from channels.node.schema import node_schema, steps
+from channels.node.schema import node_schema
 from channels.node.store import BlockRow, ChannelRow, InvoiceRow, PeerRow, Store, UtxoRow
 from channels.node.store_coins import BLOCKS_KEPT
 from channels.units import BlockHeight, Msat, Sat, UnixTime
@@ -78,7 +79,7 @@ def test_two_nodes_on_one_directory(store: Store, tmp_path: Path) -> None:
     Store(tmp_path / "node.sqlite").close()
 
 
-STEPS = steps()
+STEPS = steps(node_schema)
 
 
 def schema(db: sqlite3.Connection) -> list[Any]:

@@ -1,0 +1,81 @@
+"""A SQLite file with one writer, as everything here keeps what it must not forget.
+
+The file is its owner's alone, one process holds it, its schema is numbered steps, and what was
+committed survives a kill and a power cut.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database, Migrations
+
+from channels.errors import UserError
+
+
+def hold(path: Path) -> int:
+    """Hold an advisory lock beside the file; the system drops it when the process ends.
+
+    Returns the descriptor to close. Raises UserError("store-in-use").
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            "store-in-use",
+            f"Another node is running on {path.parent}: stop it, or choose another directory.",
+        ) from None
+    return descriptor
+
+
+def connect(path: Path, schema: Migrations) -> sqlite3.Connection:
+    """The file, made or brought up to date. Raises UserError("store-too-new")."""
+    # SQLite gives its -wal and -shm files the mode of the main file, so that is set first.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    db = sqlite3.connect(path, isolation_level="IMMEDIATE")
+    try:
+        # A commit in WAL with FULL is one fsync of the log, and a commit that returned survives
+        # a power cut (sqlite.org/wal.html).
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            db.execute(f"PRAGMA {pragma}")
+        # macOS's fsync leaves the data in the drive's cache.
+        db.execute("PRAGMA fullfsync = ON")
+        _upgrade(db, schema, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def steps(schema: Migrations) -> list[str]:
+    """The names of all steps of a schema, oldest first."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        return [migration.name for migration in schema.pending(Database(empty))]
+
+
+def strict_table(
+    db: Database, name: str, columns: dict[str, Any], pk: str | tuple[str, ...], optional: str = ""
+) -> None:
+    """Make a strict table whose columns are all NOT NULL but for those named in `optional`."""
+    may_be_null = set(optional.split())
+    db.table(name).create(columns, pk=pk, not_null=set(columns) - may_be_null, strict=True)
+
+
+def _upgrade(db: sqlite3.Connection, schema: Migrations, path: Path) -> None:
+    """Apply the steps that are missing; each is one transaction."""
+    wrapped = Database(db)
+    known = steps(schema)
+    if any(migration.name not in known for migration in schema.applied(wrapped)):
+        raise UserError(
+            "store-too-new",
+            f"{path} was written by a newer version of ODA: use that version, or a newer one.",
+        )
+    schema.apply(wrapped)
