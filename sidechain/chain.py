@@ -21,14 +21,11 @@ from sidechain.primitives import Block, Header, display
 from sidechain.reasons import Rejection
 from sidechain.scores import (
     NO_SCORES,
-    PairedRequest,
-    PairedSums,
+    Answer,
     Request,
-    Scored,
     ScoreRequest,
     Scores,
     ScoresMissing,
-    Unusable,
 )
 from sidechain.state import ChainState, Changes, Undo
 from sidechain.validation import Transition, check_block, state_transition
@@ -254,9 +251,16 @@ class Chain:
             depth -= 1
         return state
 
-    def pending(self) -> tuple[Request, ...]:
-        """What pending blocks wait for, each once."""
-        return tuple(dict.fromkeys(r for requests in self._pending.values() for r in requests))
+    def pending(self) -> dict[HeaderRecord, tuple[Request, ...]]:
+        """Pending blocks that more work than the tip's is built on, and what they wait for; those
+        with the most work first. The others would change nothing now."""
+        promises = {}
+        for block_hash in self._pending:
+            record = self.headers.records[block_hash]
+            works = (each.work for each in record.family() if each.hash in self._candidates)
+            promises[record] = max(works, default=0)
+        ranked = sorted(promises, key=lambda each: (-promises[each], each.order))
+        return {each: self._pending[each.hash] for each in ranked if promises[each]}
 
     def wanted(self, toward: HeaderRecord | None = None, most: int = 16) -> list[HeaderRecord]:
         """The next blocks to download on the way to a header, by default the best; lowest first.
@@ -332,16 +336,13 @@ class Chain:
         """The operator's word for a reorg deeper than max_reorg to this block."""
         self._allowed.add(block_hash)
 
-    def verify(self, request: Request, answer: Scored | Unusable | PairedSums) -> None:
-        """An answer for what was taken on trust; if it is another, the block is invalid after
-        all, and advance() will leave it."""
+    def verify(self, request: Request, answer: Answer) -> HeaderRecord | None:
+        """An answer for what was taken on trust; if it is another, the block, which is returned,
+        is invalid after all, and advance() will leave it."""
         record = self._assumed.pop(request, None)
         if record is None or not self.is_active(record):
-            return
-        if isinstance(request, PairedRequest):
-            scores = Scores(paired={request: answer} if isinstance(answer, PairedSums) else {})
-        else:
-            scores = Scores(public={} if isinstance(answer, PairedSums) else {request: answer})
+            return None
+        scores = Scores.of([(request, answer)])
         block = self.block(record.hash)
         assert block is not None and record.parent is not None  # it was connected
         before = self.state
@@ -353,6 +354,8 @@ class Chain:
             state_transition(self.params, before, block, scores, assume_scored=True)
         except Rejection as rejection:
             self._invalidate(record, rejection.reason)
+            return record
+        return None
 
     def _invalidate(self, record: HeaderRecord, reason: str) -> None:
         for each in self.headers.invalidate(record, reason):
@@ -381,7 +384,7 @@ class Chain:
                 target = target.ancestor(min(target.height, fork.height + _STRIDE))
             if self._too_deep(fork, target):
                 done.held.append(target.hash)
-                stuck.add(target.hash)
+                stuck.update(each.hash for each in _between(fork, target))
                 continue
             attempt = self._attempt(fork, target, scores, stuck, done)
             if attempt.steps and attempt.steps[-1][0].work > self.tip.work:
@@ -407,12 +410,8 @@ class Chain:
     ) -> _Attempt:
         """Walk from the fork towards the target; marks what is invalid and notes what is stuck."""
         attempt = _Attempt(fork)
-        path = [*_between(fork, target)][::-1]
-        for position, record in enumerate(path):
-            if record.hash in stuck:
-                break
-            if position == 0:
-                state = self._state_of(fork)
+        state = self._state_of(fork)
+        for record in [*_between(fork, target)][::-1]:
             block = self.block(record.hash)
             assert block is not None  # candidates are linked
             trusted = self._trusted(record)
@@ -425,15 +424,12 @@ class Chain:
             except ScoresMissing as missing:
                 self._pending[record.hash] = missing.requests
                 done.missing += (r for r in missing.requests if r not in done.missing)
-                stuck.add(record.hash)
+                # All that was built on it is stuck with it: each block is looked at once.
+                stuck.update(each.hash for each in record.family())
                 break
             self._pending.pop(record.hash, None)
             state = step.state
             attempt.steps.append((record, block, step))
-        else:
-            return attempt
-        # Nothing beyond the block that is stuck can be reached in this call.
-        stuck.add(target.hash)
         return attempt
 
     def _state_of(self, fork: HeaderRecord) -> ChainState:

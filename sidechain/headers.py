@@ -66,6 +66,14 @@ class HeaderRecord:
             yield record
             record = record.parent
 
+    def family(self) -> Iterator[HeaderRecord]:
+        """This record and all that builds on it."""
+        waiting = [self]
+        while waiting:
+            each = waiting.pop()
+            yield each
+            waiting += each.children
+
     def __repr__(self) -> str:
         return f"<{self.height} {display(self.hash)[:16]}>"
 
@@ -135,13 +143,10 @@ class HeaderIndex:
     def invalidate(self, record: HeaderRecord, reason: str) -> list[HeaderRecord]:
         """Mark a block and all that builds on it as invalid for good; -> those newly marked."""
         marked = []
-        waiting = [record]
-        while waiting:
-            each = waiting.pop()
+        for each in record.family():
             if each.invalid is None:
                 each.invalid = reason if each is record else "bad-prevblk"
                 marked.append(each)
-            waiting += each.children
         if self.best.invalid is not None:
             valid = (each for each in self.records.values() if each.invalid is None)
             self.best = max(valid, key=lambda each: (each.work, -each.order))

@@ -6,11 +6,12 @@ don't hash to the root, are no answer: the request stays open and the block pend
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol, Self
 
 from sidechain.reasons import VERDICTS
+from sidechain.state import Definition
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,29 @@ class PairedSums:
         return n >= min_samples and s > 0 and n * s * s >= 4 * (n * q - s * s)
 
 
+Answer = Scored | Unusable | PairedSums
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Answers by request. What is not in here is not known yet."""
 
     public: Mapping[ScoreRequest, Scored | Unusable] = field(default_factory=dict)
     paired: Mapping[PairedRequest, PairedSums] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, answers: Iterable[tuple[Request, Answer]]) -> Self:
+        """Raises ValueError for an answer to another kind of question."""
+        public: dict[ScoreRequest, Scored | Unusable] = {}
+        paired: dict[PairedRequest, PairedSums] = {}
+        for request, answer in answers:
+            if isinstance(request, PairedRequest) and isinstance(answer, PairedSums):
+                paired[request] = answer
+            elif isinstance(request, ScoreRequest) and not isinstance(answer, PairedSums):
+                public[request] = answer
+            else:
+                raise ValueError(f"{answer} does not answer {request}")
+        return cls(public, paired)
 
 
 NO_SCORES: Final = Scores()
@@ -95,3 +113,11 @@ class ScoresMissing(Exception):
     def __init__(self, requests: tuple[Request, ...]) -> None:
         super().__init__(f"{len(requests)} scores are not known yet")
         self.requests = requests
+
+
+class Scorer(Protocol):
+    """Whoever finds answers, at their own pace, and gives them to the node."""
+
+    def want(self, wanted: Mapping[Request, Definition]) -> None:
+        """All that is open now, most urgent first; what was wanted before and is not in here
+        need not be answered any more."""
