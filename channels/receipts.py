@@ -27,7 +27,7 @@ from channels.errors import RemoteProtocolError, UserError
 from channels.http.method import CURRENCIES
 from channels.http.scheme import canonical_json
 from channels.sum_tree import MAX_DEPTH, Leaf, Sibling, Sum, root_of
-from channels.units import Msat
+from channels.units import Msat, UnixTime
 
 MAX_ANSWERS: Final = 10_000
 MAX_PERIODS: Final = 10_000
@@ -352,23 +352,49 @@ def check_proofs(receipt: Receipt, payees: Mapping[bytes, bytes]) -> Verdict:
 
 def _check_proof(proof: Proof, statement: Statement, node_id: bytes | None) -> bytes:
     """-> the payment hash."""
-    try:
-        invoice = bolt11.decode(proof.invoice)
-    except UserError as error:
-        raise _refuse("bad-invoice", str(error)) from None
-    if invoice.currency != CURRENCIES.get(statement.network):
-        raise _refuse("bad-invoice", "its invoice is of another network")
-    if invoice.payee != node_id:
-        raise _refuse("wrong-payee", "its invoice is not of the payee's registered node")
+    invoice = _invoice(proof.invoice, statement.network, node_id)
     preimage = bytes.fromhex(proof.preimage)
     if hashlib.sha256(preimage).digest() != invoice.payment_hash:
         raise _refuse("bad-preimage", "its preimage is not the invoice's")
     root = proof.root(statement.session)
-    if root is None or invoice.amount_msat != root.amount:
+    if root is None:
+        raise _refuse("wrong-amount", "its path leads to no total")
+    _commits(invoice, root)
+    return invoice.payment_hash
+
+
+def check_invoice(text: str, network: str, node_id: bytes, root: Sum, now: UnixTime) -> bytes:
+    """-> the payment hash of the invoice that a payee gave for a batch.
+
+    Raises RemoteProtocolError as check_proofs does; nothing may be paid then.
+    """
+    invoice = _invoice(text, network, node_id)
+    try:
+        bolt11.check_payable(invoice, CURRENCIES[network], now)
+    except UserError as error:
+        raise _refuse(error.reason, str(error)) from None
+    _commits(invoice, root)
+    return invoice.payment_hash
+
+
+def _invoice(text: str, network: str, node_id: bytes | None) -> bolt11.Invoice:
+    try:
+        invoice = bolt11.decode(text)
+    except UserError as error:
+        raise _refuse("bad-invoice", str(error)) from None
+    if invoice.currency != CURRENCIES.get(network):
+        raise _refuse("bad-invoice", "its invoice is of another network")
+    if invoice.payee != node_id:
+        raise _refuse("wrong-payee", "its invoice is not of the payee's registered node")
+    return invoice
+
+
+def _commits(invoice: bolt11.Invoice, root: Sum) -> None:
+    """Whether the payee signed for exactly this batch."""
+    if invoice.amount_msat != root.amount:
         raise _refuse("wrong-amount", "the batch's total is not the invoice's amount")
     if invoice.description_hash != hashlib.sha256(description(root).encode()).digest():
-        raise _refuse("wrong-root", "the payee did not sign for a batch with this session")
-    return invoice.payment_hash
+        raise _refuse("wrong-root", "the payee did not sign for this batch")
 
 
 def _refuse(reason: str, what: str) -> RemoteProtocolError:

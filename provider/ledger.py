@@ -26,6 +26,7 @@ from channels.http.method import Issued
 from channels.http.scheme import Challenge
 from channels.http.session import Terms
 from channels.units import Msat, Sat, UnixTime
+from provider import share_tables
 from provider.sessions import NOTHING, Deposit, DepositStatus, Session
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class Answer:
     spent: Msat = NOTHING
     completion_tokens: int = 0
     events: int = 0
+    period: int | None = None
+    """What its share is counted under (shares.Period); None for a provider on no sidechain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ class Ledger:
         finally:
             self._failure = None
 
-    def _write(self, sql: str, values: tuple[Any, ...] | dict[str, Any]) -> None:
+    def write(self, sql: str, values: tuple[Any, ...] | dict[str, Any]) -> None:
         if self._failure is not None:
             raise self._failure
         try:
@@ -172,6 +175,9 @@ class Ledger:
                 self._failure = error
             raise
 
+    def read(self, sql: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
+        return self._db.execute(sql, values).fetchall()
+
     def _roll_back(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
@@ -183,7 +189,7 @@ class Ledger:
     # Offers, deposits and challenges -------------------------------------------------------------
 
     def add_offer(self, offer: Offer, deposit: Deposit) -> None:
-        self._write(_insert("offers", Offer), _row(offer))
+        self.write(_insert("offers", Offer), _row(offer))
         self.save_deposit(deposit)
 
     def offer(self, payment_hash: bytes) -> Offer | None:
@@ -194,7 +200,7 @@ class Ledger:
         return _read(Deposit, row)
 
     def save_deposit(self, deposit: Deposit) -> None:
-        self._write(_insert("deposits", Deposit), _row(deposit))
+        self.write(_insert("deposits", Deposit), _row(deposit))
 
     def expired_offers(self, now: UnixTime) -> list[Offer]:
         """Those still offered though nobody may pay them any more."""
@@ -206,7 +212,7 @@ class Ledger:
         return [_must_read(Offer, row) for row in rows]
 
     def add_challenge(self, challenge: Challenge, payment_hash: bytes) -> None:
-        self._write(
+        self.write(
             "INSERT INTO challenges (id, payment_hash, params) VALUES (?, ?, ?) "
             "ON CONFLICT DO NOTHING",
             (challenge.id, payment_hash, msgspec.json.encode(challenge.params())),
@@ -240,9 +246,9 @@ class Ledger:
             "SELECT payment_hash FROM offers JOIN deposits USING (payment_hash) "
             "WHERE expires_at < ? AND status = 'deleted'"
         )
-        self._write(f"DELETE FROM challenges WHERE payment_hash IN ({dead})", (before,))  # noqa: S608  # no part of it comes from outside
-        self._write(f"DELETE FROM offers WHERE payment_hash IN ({dead})", (before,))  # noqa: S608  # as above
-        self._write(
+        self.write(f"DELETE FROM challenges WHERE payment_hash IN ({dead})", (before,))  # noqa: S608  # no part of it comes from outside
+        self.write(f"DELETE FROM offers WHERE payment_hash IN ({dead})", (before,))  # noqa: S608  # as above
+        self.write(
             "DELETE FROM deposits WHERE status = 'deleted' "
             "AND payment_hash NOT IN (SELECT payment_hash FROM offers)",
             (),
@@ -255,7 +261,7 @@ class Ledger:
         return _read(Session, self._one("SELECT * FROM sessions WHERE id = ?", session_id))
 
     def save_session(self, session: Session) -> None:
-        self._write(_insert("sessions", Session), _row(session))
+        self.write(_insert("sessions", Session), _row(session))
 
     def restless_sessions(self) -> list[Session]:
         """Those that may have to be closed, refunded or recovered."""
@@ -270,6 +276,11 @@ class Ledger:
     def answer(self, answer_id: str) -> Answer | None:
         return _read(Answer, self._one("SELECT * FROM answers WHERE id = ?", answer_id))
 
+    def answers(self, session: bytes) -> list[Answer]:
+        """Of a session, oldest first."""
+        rows = self.read("SELECT * FROM answers WHERE session = ? ORDER BY created, id", (session,))
+        return [_must_read(Answer, row) for row in rows]
+
     def unpaid_answers(self, session: bytes) -> int:
         """How many requests of a session are stored of which nothing was delivered yet."""
         row = self._one(
@@ -278,14 +289,14 @@ class Ledger:
         return 0 if row is None else int(row[0])
 
     def save_answer(self, answer: Answer) -> None:
-        self._write(_insert("answers", Answer), _row(answer))
+        self.write(_insert("answers", Answer), _row(answer))
 
     def release_held(self) -> None:
         """After a restart: nothing is being prepared for any answer."""
-        self._write("UPDATE answers SET held = 0 WHERE held != 0", ())
+        self.write("UPDATE answers SET held = 0 WHERE held != 0", ())
 
     def append_event(self, answer: Answer, event: Event) -> None:
-        self._write(
+        self.write(
             "INSERT INTO events (answer, seq, data, tokens, completion_tokens) "
             "VALUES (?, ?, ?, ?, ?)",
             (
@@ -324,7 +335,7 @@ class Ledger:
         return None if row is None else Result(row["status"], row["body"])
 
     def save_result(self, challenge_id: str, action: str, result: Result) -> None:
-        self._write(
+        self.write(
             "INSERT OR REPLACE INTO results (challenge, action, status, body) VALUES (?, ?, ?, ?)",
             (challenge_id, action, result.status, result.body),
         )
@@ -335,7 +346,7 @@ class Ledger:
         return 0 if row is None else int(row["value"])
 
     def set_mark(self, name: str, value: int) -> None:
-        self._write("INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)", (name, value))
+        self.write("INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)", (name, value))
 
     def totals(self) -> dict[str, int]:
         """Sums over everything, in msat."""
@@ -433,7 +444,14 @@ def _first_tables(db: sqlite_utils.Database) -> None:
     )
 
 
-MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (_first_tables,)
+def _shares(db: sqlite_utils.Database) -> None:
+    # The first tables are made from the dataclasses as they are today.
+    if "period" not in db.table("answers").columns_dict:
+        db.table("answers").add_column("period", int)
+    share_tables.create(db)
+
+
+MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (_first_tables, _shares)
 """Append only: `PRAGMA user_version` counts how many a file has seen."""
 
 

@@ -59,9 +59,9 @@ def hex32(value: object, name: str) -> bytes:
 
 
 def offered_hash(value: object) -> bytes:
-    """A payment hash from an offer. Raises RemoteProtocolError."""
+    """A hash from an offer. Raises RemoteProtocolError."""
     if not isinstance(value, str) or not _HEX32.fullmatch(value):
-        raise bad_offer("its payment hash is not 64 lower-case hex digits")
+        raise bad_offer("a hash in it is not 64 lower-case hex digits")
     return bytes.fromhex(value)
 
 

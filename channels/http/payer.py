@@ -17,7 +17,7 @@ from channels.errors import LocalProtocolError, RemoteProtocolError
 from channels.http import method
 from channels.http.method import METHOD, Limits, Payable
 from channels.http.scheme import Challenge, Credential
-from channels.http.session import INTENT, MAX_MODEL, MAX_PACE, MAX_PRICE, UNIT, Terms
+from channels.http.session import INTENT, MAX_MODEL, MAX_PACE, MAX_PRICE, UNIT, Provenance, Terms
 from channels.units import Msat, Sat, UnixTime, msat
 
 
@@ -29,6 +29,8 @@ class Caps:
     direct: whether deposits go over one channel, with nobody in between who sees a preimage.
     max_exposure: the most that the provider may owe at any instant, D.
     max_session: the most that is paid into one session.
+    min_trainer_ppm, min_producers_ppm: the least that must be passed on to those who made the
+    model, in millionths of what is spent.
     """
 
     network: str
@@ -38,6 +40,8 @@ class Caps:
     max_output_msat: Msat
     max_exposure: Msat
     max_session: Msat
+    min_trainer_ppm: int = 0
+    min_producers_ppm: int = 0
 
 
 class DepositStatus(StrEnum):
@@ -50,6 +54,9 @@ class DepositStatus(StrEnum):
 
 
 NOTHING: Final = Msat(0)
+MAX_PROVENANCES: Final = 1000
+MAX_HEIGHT: Final = 0xFFFFFFFF
+MAX_PPM: Final = 1_000_000
 
 OUTSTANDING: Final = (DepositStatus.PAYING, DepositStatus.UNKNOWN, DepositStatus.PAID)
 
@@ -133,6 +140,7 @@ class ClientSession:
     prefill: input that was asked for, must be covered first and was not charged yet: a step.
     max_exposure: the highest `exposure` there ever was.
     latest: the last challenge seen; `fresh`: whether no bearer request has used it.
+    provenances: those of all challenges, in the order in which they were first seen.
     """
 
     caps: Caps
@@ -150,6 +158,7 @@ class ClientSession:
     max_exposure: Msat = NOTHING
     refund: Msat | None = None
     refund_status: str | None = None
+    provenances: tuple[Provenance, ...] = ()
 
     # Figures -------------------------------------------------------------------------------------
 
@@ -204,6 +213,7 @@ class ClientSession:
             return replace(self, latest=challenge, fresh=True)
         terms = read_terms(challenge)
         self._check_terms(terms, request)
+        provenances = self._with_provenance(read_provenance(request))
         amount = Sat(method.offered_number(request.get("depositAmount"), "depositAmount"))
         if amount > terms.deposit:
             raise RemoteProtocolError(
@@ -219,7 +229,23 @@ class ClientSession:
             Limits(self.caps.network, amount, self.caps.payee),
             now,
         )
-        return replace(self, terms=terms, offer=payable, latest=challenge, fresh=True)
+        return replace(
+            self,
+            terms=terms,
+            offer=payable,
+            latest=challenge,
+            fresh=True,
+            provenances=provenances,
+        )
+
+    def _with_provenance(self, seen: Provenance | None) -> tuple[Provenance, ...]:
+        if seen is None or seen in self.provenances:
+            return self.provenances
+        if len(self.provenances) >= MAX_PROVENANCES:
+            raise RemoteProtocolError(
+                "too-many-provenances", "This session has seen too many blocks; open a new one."
+            )
+        return (*self.provenances, seen)
 
     def _check_terms(self, terms: Terms, request: dict[str, object]) -> None:
         if terms.model != self.model:
@@ -230,6 +256,13 @@ class ClientSession:
         if terms.input_msat > caps.max_input_msat or terms.output_msat > caps.max_output_msat:
             raise RemoteProtocolError(
                 "too-expensive", f"The price, {terms.unit} per token, is above your caps."
+            )
+        if terms.trainer_ppm < caps.min_trainer_ppm or terms.producers_ppm < caps.min_producers_ppm:
+            raise RemoteProtocolError(
+                "share-below-floor",
+                f"The provider passes on {terms.trainer_ppm} and {terms.producers_ppm} millionths "
+                f"to trainer and producers; you ask for {caps.min_trainer_ppm} and "
+                f"{caps.min_producers_ppm}.",
             )
         if terms.exposure_limit > caps.max_exposure:
             raise RemoteProtocolError(
@@ -442,4 +475,25 @@ def read_terms(challenge: Challenge) -> Terms:
         Msat(number(request.get("inputMsat"), "inputMsat", least=0, most=MAX_PRICE)),
         Msat(number(request.get("outputMsat"), "outputMsat", most=MAX_PRICE)),
         number(request.get("tokensPerSecond"), "tokensPerSecond", least=0, most=MAX_PACE),
+        number(request.get("trainerPpm", "0"), "trainerPpm", least=0, most=MAX_PPM),
+        number(request.get("producersPpm", "0"), "producersPpm", least=0, most=MAX_PPM),
+    )
+
+
+def read_provenance(request: dict[str, object]) -> Provenance | None:
+    """That of a session offer, None where it has none. Raises RemoteProtocolError."""
+    given = request.get("provenance")
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise method.bad_offer("its provenance is no object")
+    model, root = (
+        None if given.get(name) is None else method.offered_hash(given[name])
+        for name in ("model", "weightsRoot")
+    )
+    return Provenance(
+        method.offered_number(given.get("height"), "height", least=0, most=MAX_HEIGHT),
+        method.offered_hash(given.get("block")),
+        model,
+        root,
     )

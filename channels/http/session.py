@@ -3,9 +3,10 @@
 Source: draft-lightning-session-00. The payer's half is in payer.py.
 
 What ODA adds stands beside the draft's own members, which readers that don't know it ignore: the
-price in msat per token, the advertised pace and the model in a challenge's `request`, and that
-`bearerHash` is understood; `bearerHash` and `credit` in `open`; `bearerSecret` in `bearer` and
-`close`; exact msat amounts beside those in sats.
+price in msat per token, the advertised pace, the model, its `provenance` on the sidechain and the
+shares of those who made it in a challenge's `request`, and that `bearerHash` is understood;
+`bearerHash` and `credit` in `open`; `bearerSecret` in `bearer` and `close`; exact msat amounts
+beside those in sats.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ MAX_MODEL: Final = 256
 class Terms:
     """What a session buys, fixed when it is opened.
 
-    tokens_per_second: the pace that the provider advertises.
+    tokens_per_second: the pace that the provider advertises. trainer_ppm, producers_ppm: the parts
+    of what is spent, in millionths, that the provider passes on; 0 where it is on no sidechain.
     """
 
     model: str
     input_msat: Msat
     output_msat: Msat
     tokens_per_second: int
+    trainer_ppm: int = 0
+    producers_ppm: int = 0
 
     def cost(self, input_tokens: int, output_tokens: int) -> Msat:
         return Msat(self.input_msat * input_tokens + self.output_msat * output_tokens)
@@ -73,6 +77,24 @@ class Terms:
         return f"{self.input_msat}/{self.output_msat} msat"
 
 
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Whose work is served, as of which block of the sidechain: from it follows who is owed.
+
+    model and weights_root are None for a model that is not on the sidechain.
+    """
+
+    height: int
+    block: bytes
+    model: bytes | None = None
+    weights_root: bytes | None = None
+
+    def document(self) -> dict[str, str]:
+        named = {"model": self.model, "weightsRoot": self.weights_root}
+        known = {name: value.hex() for name, value in named.items() if value is not None}
+        return {"height": str(self.height), "block": self.block.hex(), **known}
+
+
 # Server: offers ----------------------------------------------------------------------------------
 
 
@@ -88,14 +110,16 @@ def offer(
     idle_timeout: int,
     nonce: str,
     session: bytes | None = None,
+    provenance: Provenance | None = None,
 ) -> Challenge:
     """A challenge for one deposit. `opaque` binds it to session, model and unit.
 
-    Several challenges may offer the same invoice; `nonce` tells their ids apart, because a
-    credential is told from a repeated one by the id of its challenge.
+    What is spent after a challenge was sent is shared as of its `provenance`. Several challenges
+    may offer the same invoice; `nonce` tells their ids apart, because a credential is told from a
+    repeated one by the id of its challenge.
     """
     method.check_own_invoice(invoice, payment_hash, amount, expires)
-    request = {
+    request: dict[str, object] = {
         "amount": str(UNIT),
         "currency": "sat",
         "unitType": "sat of tokens",
@@ -109,6 +133,10 @@ def offer(
         "tokensPerSecond": str(terms.tokens_per_second),
         "bearerHash": "accepted",
     }
+    if provenance is not None:
+        request["provenance"] = provenance.document()
+        request["trainerPpm"] = str(terms.trainer_ppm)
+        request["producersPpm"] = str(terms.producers_ppm)
     opaque = {
         "session": "" if session is None else session.hex(),
         "model": terms.model,

@@ -99,6 +99,70 @@ def test_tops_up_at_half_of_d_and_one_at_a_time() -> None:
     assert value.max_exposure == 16_000
 
 
+SHARED = replace(TERMS, trainer_ppm=50_000, producers_ppm=10_000)
+FIRST = session.Provenance(7, b"\x81" * 32, b"\x61" * 32, b"\x71" * 32)
+SECOND = replace(FIRST, height=8, block=b"\x82" * 32)
+
+
+def test_remembers_every_provenance_once() -> None:
+    value = NEW
+    for number, provenance in enumerate((FIRST, FIRST, SECOND, None)):
+        terms = SHARED if provenance else TERMS
+        value = value.offered([an_offer(number, terms=terms, provenance=provenance)], NOW)
+    assert value.provenances == (FIRST, SECOND)
+    unregistered = session.Provenance(0, bytes(32))
+    value = value.offered([an_offer(4, terms=SHARED, provenance=unregistered)], NOW)
+    assert value.provenances[-1] == unregistered
+    encoded = msgspec.json.encode(value)
+    assert msgspec.json.decode(encoded, type=ClientSession) == value
+
+
+def test_too_many_provenances_are_refused() -> None:
+    many = tuple(replace(FIRST, height=height) for height in range(payer.MAX_PROVENANCES))
+    value = replace(NEW, provenances=many)
+    assert value.offered([an_offer(0, terms=SHARED, provenance=many[5])], NOW).offer is not None
+    with pytest.raises(RemoteProtocolError) as caught:
+        value.offered([an_offer(0, terms=SHARED, provenance=SECOND)], NOW)
+    assert caught.value.reason == "too-many-provenances"
+
+
+@pytest.mark.parametrize("terms", [TERMS, replace(SHARED, trainer_ppm=49_999)])
+def test_less_than_the_floor_is_refused(terms: Terms) -> None:
+    value = replace(NEW, caps=replace(CAPS, min_trainer_ppm=50_000, min_producers_ppm=1))
+    value.offered([an_offer(0, terms=SHARED, provenance=FIRST)], NOW)
+    with pytest.raises(RemoteProtocolError) as caught:
+        value.offered([an_offer(0, terms=terms, provenance=FIRST)], NOW)
+    assert caught.value.reason == "share-below-floor"
+
+
+def test_shares_may_not_change_in_a_session() -> None:
+    value = opened()
+    with pytest.raises(RemoteProtocolError) as caught:
+        value.offered([an_offer(2, terms=SHARED, provenance=FIRST)], NOW)
+    assert caught.value.reason == "price-changed"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "x",
+        {"height": 7, "block": "81" * 32},
+        {"height": "-1", "block": "81" * 32},
+        {"height": "4294967296", "block": "81" * 32},
+        {"height": "7", "block": "81"},
+        {"height": "7"},
+        {"height": "7", "block": "81" * 32, "model": "61"},
+        {"height": "7", "block": "81" * 32, "weightsRoot": 7},
+    ],
+)
+def test_a_bad_provenance_is_a_bad_offer(bad: object) -> None:
+    request = an_offer(0).request_object() | {"provenance": bad}
+    challenge = replace(an_offer(0), request=pack(request))
+    with pytest.raises(RemoteProtocolError) as caught:
+        NEW.offered([challenge], NOW)
+    assert caught.value.reason == "bad-offer"
+
+
 def test_needs_an_offer_that_is_neither_used_nor_expired() -> None:
     value = replace(opened(), offer=None)
     assert value.top_up(NOW)[1] == (AskForOffer(),)
