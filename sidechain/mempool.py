@@ -27,8 +27,8 @@ from sidechain.primitives import (
     Reveal,
     stamp_work,
 )
-from sidechain.reasons import Rejection
-from sidechain.scores import Request, Scores, ScoresMissing
+from sidechain.reasons import VERDICTS, Rejection
+from sidechain.scores import NO_SCORES, Request, Scores, ScoresMissing
 from sidechain.state import ChainState
 from sidechain.validation import BlockDraft, check_transaction
 
@@ -44,6 +44,9 @@ MAX_WAIT: Final = 1000
 what a reorg undid is still here when the new chain has caught up."""
 
 NOBODY: Final = bytes(32)
+
+FALSE: Final = VERDICTS | {"bad-score", "bad-score-cost"}
+"""Reasons that only scores can show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,13 @@ class Mempool:
         entry = self._entries.get(txid)
         return None if entry is None else entry.tx
 
-    def add(self, tx: AnyTransaction, state: ChainState) -> Entry:
-        """Take a transaction that could be in the block after `state`. Raises Rejection.
+    def items(self) -> dict[bytes, AnyTransaction]:
+        """All transactions by their txid."""
+        return {txid: entry.tx for txid, entry in self._entries.items()}
+
+    def add(self, tx: AnyTransaction, state: ChainState, scores: Scores = NO_SCORES) -> Entry:
+        """Take a transaction that could be in the block after `state`, and whose score, where
+        it is known, is what it states. Raises Rejection.
 
         A Reveal whose commit is too young is refused like any other; its owner offers it again.
         """
@@ -118,7 +126,7 @@ class Mempool:
             raise Rejection("txn-already-in-mempool")
         check_transaction(self._params, tx)
         height = _height(state)
-        BlockDraft(self._params, state, height + 1, NOBODY).apply(tx)
+        BlockDraft(self._params, state, height + 1, NOBODY, scores).apply(tx)
         entry = Entry(tx, txid, len(data), stamp_work(tx), height)
         going = self._replaced(entry, claim) + self._crowded_out(entry)
         going += self._pushed_out(entry, going)
@@ -223,10 +231,22 @@ class Mempool:
             return False
         return True
 
+    def judge(self, state: ChainState, scores: Scores) -> list[tuple[AnyTransaction, str]]:
+        """Forget what turns out to be false by these scores; -> it, and the reason."""
+        false = []
+        for tx in self._scorable():
+            try:
+                BlockDraft(self._params, state, _height(state) + 1, NOBODY, scores).apply(tx)
+            except Rejection as rejection:
+                if rejection.reason in FALSE:
+                    self.remove(tx.txid)
+                    false.append((tx, rejection.reason))
+        return false
+
     def requests(self, state: ChainState) -> tuple[Request, ...]:
         """What must be scored before the waiting transactions can be mined, best first."""
         found: dict[Request, None] = {}
-        for tx in self:
+        for tx in self._scorable():
             drafted = BlockDraft(self._params, state, _height(state) + 1, NOBODY)
             try:
                 drafted.apply(tx)
@@ -234,6 +254,12 @@ class Mempool:
                 continue  # not now: it waits for another transaction or a younger tip
             found.update(dict.fromkeys(drafted.missing))
         return tuple(found)
+
+    def _scorable(self) -> list[AnyTransaction]:
+        """What may need scores, best first. All else is not even sorted: it may be most of it."""
+        kinds = (AddModel, Reveal, OpenShard)
+        entries = [entry for entry in self._entries.values() if isinstance(entry.tx, kinds)]
+        return [entry.tx for entry in sorted(entries, key=lambda each: each.rate, reverse=True)]
 
     def _ordered(self) -> list[Entry]:
         return sorted(self._entries.values(), key=lambda entry: entry.rate, reverse=True)
