@@ -293,6 +293,11 @@ class Lightning:
         """Read a BOLT 11 invoice; check `valid` before believing the rest."""
         return _read(await self.call("decode", string=text), "decode", answers.Decoded)
 
+    async def signmessage(self, message: str) -> str:
+        """The node's signature over a text, in z-base-32 (channels.bolt.signmessage)."""
+        answer = await self.call("signmessage", message=message)
+        return _read(answer, "signmessage", answers.SignedMessage).zbase
+
     async def listpays(
         self, *, bolt11: str | None = None, payment_hash: str | None = None
     ) -> list[answers.Pay]:

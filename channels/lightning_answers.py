@@ -156,6 +156,12 @@ class Decoded(msgspec.Struct, frozen=True):
     features: str | None = None
 
 
+class SignedMessage(msgspec.Struct, frozen=True):
+    signature: str
+    recid: str
+    zbase: str
+
+
 class Pay(msgspec.Struct, frozen=True):
     payment_hash: str
     status: Literal["pending", "complete", "failed"]
