@@ -276,7 +276,9 @@ def _check_terms(statement: Statement, transcript: Transcript) -> None:
         )
         if served not in transcript.models:
             raise _refuse("wrong-model", "it names weights that no challenge promised")
-        if period.block is not None and bytes.fromhex(period.block) not in transcript.blocks:
+        block = None if period.block is None else bytes.fromhex(period.block)
+        # Where a challenge named a block, nothing was spent outside of the sidechain.
+        if block not in (transcript.blocks or {None}):
             raise _refuse("wrong-tip", "it names a block that no challenge named")
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from channels import receipts
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from channels.http.payer import Effect, SendCredential
 from channels.http.scheme import parse_challenges
@@ -223,7 +224,13 @@ class Answer:
             yield Done(self._finish or "stop", self.cost)
         finally:
             await self._stop_paying()
-            self.row = replace(self.row, counted=self._is_done)
+            self.row = replace(
+                self.row,
+                counted=self._is_done,
+                input_tokens=self._input,
+                output_tokens=self._output,
+                complete=self._is_done,
+            )
             self._session.save(self.row)
 
     async def _connect(self) -> AsyncGenerator[Event, None]:
@@ -279,7 +286,7 @@ class Answer:
                     raise _overcharged(charged, self._spent)
             case "message" if event.data == DONE.decode():
                 self._is_done = True
-                self.row = replace(self.row, last_event_id=event.id)
+                self._note(event)
             case "message":
                 return self._chunk(event)
         return ()  # events that are not known here are no part of the answer
@@ -299,8 +306,17 @@ class Answer:
         for choice in chunk.choices:
             self._finish = choice.finish_reason or self._finish
         self._count(event.id, bool(text), chunk.usage)
-        self.row = replace(self.row, last_event_id=event.id)
+        self._note(event)
         return (Text(text), self.cost) if text else ()
+
+    def _note(self, event: ServerEvent) -> None:
+        """An event of the answer was taken: a receipt will be held against it."""
+        self.row = replace(
+            self.row,
+            last_event_id=event.id,
+            read_as=event.id.partition(".")[0][:256],
+            digest=receipts.digest(self.row.digest, event.data.encode()),
+        )
 
     # Counting ------------------------------------------------------------------------------------
 

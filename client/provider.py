@@ -12,8 +12,10 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from channels import receipts
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from channels.http.scheme import PROBLEM_BASE, Challenge, Credential, parse_challenges
+from channels.receipts import Receipt
 from channels.terminal import EXIT_CODES, ExitCode
 from channels.units import Msat
 from client.sse import EventParser, ServerEvent
@@ -136,6 +138,14 @@ class Provider:
             ) from None
         return Reply(document, _challenges(response))
 
+    async def receipt(self, session: bytes, secret: bytes) -> Receipt:
+        """That of a closed session. Raises RemoteProtocolError `bad-receipt`."""
+        headers = {"Authorization": f"Bearer {secret.hex()}"}
+        path = f"/v1/receipts/{session.hex()}"
+        async with self._request("GET", path, headers=headers) as response:
+            await self._expect(response, 200)
+            return receipts.decode(await _body(response, receipts.MAX_BYTES))
+
     @asynccontextmanager
     async def stream(
         self, body: bytes, authorization: str, last_event_id: str = ""
@@ -219,13 +229,13 @@ def _challenges(response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:
     return parse_challenges(response.headers.getall("WWW-Authenticate", []))
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """At most MAX_ANSWER bytes of it; a cut document is then no JSON."""
+async def _body(response: aiohttp.ClientResponse, most: int = MAX_ANSWER) -> bytes:
+    """Hardly more than `most` bytes of it; a cut document is then no JSON."""
     body = b""
     try:
         async for data in response.content.iter_any():
             body += data
-            if len(body) > MAX_ANSWER:
+            if len(body) > most:
                 break
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _unreachable(response.url, error) from error

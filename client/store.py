@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import sqlite_utils
 
 from channels.errors import UserError
 from channels.http.payer import NOTHING, ClientSession, DepositStatus, Phase
+from channels.receipts import NO_EVENTS, ReadAnswer
 from channels.units import Msat, UnixTime
 
 DAY: Final = 24 * 3600
@@ -31,6 +32,8 @@ class AnswerRow:
 
     counted: whether `served` of the session holds all of it. Where an answer was left, the
     provider may have sent more than was read.
+    read_as: the provider's name for it, and what its receipt is held against: the tokens that were
+    charged, the digest of the events (channels.receipts), and whether it was read to its end.
     """
 
     id: str
@@ -38,6 +41,11 @@ class AnswerRow:
     body: bytes = field(repr=False)
     last_event_id: str = ""
     counted: bool = False
+    read_as: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    digest: bytes = NO_EVENTS
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +133,10 @@ class Store:
             )
             if answer is not None:
                 self._db.execute(
-                    "INSERT OR REPLACE INTO answers "
-                    "(id, session, authorization, body, last_event_id, counted) "
-                    "VALUES (?, ?, ?, ?, ?, ?)",
-                    (
-                        answer.id,
-                        number,
-                        answer.authorization,
-                        answer.body,
-                        answer.last_event_id,
-                        answer.counted,
-                    ),
+                    "INSERT OR REPLACE INTO answers (session, id, authorization, body, "
+                    "last_event_id, counted, read_as, input_tokens, output_tokens, digest, "
+                    "complete) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (number, *astuple(answer)),
                 )
 
     def _save_deposits(self, number: int, value: ClientSession, now: UnixTime) -> None:
@@ -187,6 +188,36 @@ class Store:
             self._db.execute(
                 "UPDATE answers SET counted = 1 WHERE session = ? AND id != ?", (number, besides)
             )
+
+    def read_answers(self, number: int) -> dict[str, ReadAnswer]:
+        """What came in a session, by the provider's names for its answers."""
+        rows = self._db.execute(
+            "SELECT read_as, input_tokens, output_tokens, digest, complete FROM answers "
+            "WHERE session = ? AND read_as != ''",
+            (number,),
+        )
+        return {
+            row["read_as"]: ReadAnswer(
+                row["input_tokens"], row["output_tokens"], row["digest"], bool(row["complete"])
+            )
+            for row in rows
+        }
+
+    # Receipts ------------------------------------------------------------------------------------
+
+    def save_receipt(self, number: int, receipt: bytes) -> None:
+        """The newest receipt of a session takes the place of the one before."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO receipts (session, receipt) VALUES (?, ?)",
+                (number, receipt),
+            )
+
+    def receipt(self, number: int) -> bytes | None:
+        row = self._db.execute(
+            "SELECT receipt FROM receipts WHERE session = ?", (number,)
+        ).fetchone()
+        return None if row is None else bytes(row["receipt"])
 
     @contextmanager
     def lock(self, number: int) -> Iterator[bool]:
@@ -295,7 +326,21 @@ def _first_tables(db: sqlite_utils.Database) -> None:
     db.table("providers").create({"url": str, "node_id": str, "first_seen": int}, pk="url")
 
 
-MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (_first_tables,)
+def _receipts(db: sqlite_utils.Database) -> None:
+    answers = db.table("answers")
+    answers.add_column("read_as", str, not_null_default="")
+    answers.add_column("input_tokens", int, not_null_default=0)
+    answers.add_column("output_tokens", int, not_null_default=0)
+    answers.add_column("complete", int, not_null_default=0)
+    answers.add_column("digest", bytes)
+    db.execute("UPDATE answers SET digest = zeroblob(32)")
+    db.table("receipts").create({"session": int, "receipt": bytes}, pk="session")
+
+
+MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (
+    _first_tables,
+    _receipts,
+)
 """Append only: `PRAGMA user_version` counts how many a file has seen."""
 
 

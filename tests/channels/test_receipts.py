@@ -189,6 +189,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "another name": ({"model": "cheaper"}, "wrong-model"),
     "older weights": ({"periods": period(weights_root="00" * 32)}, "wrong-model"),
     "unregistered": ({"periods": period(model=None, weights_root=None)}, "wrong-model"),
+    "no tip": ({"periods": period(block=None, height=None)}, "wrong-tip"),
     "another tip": ({"periods": period(block="00" * 32)}, "wrong-tip"),
     "spent more": ({"periods": period(spent_msat=121)}, "overcharge"),
     "spent less": ({"periods": period(spent_msat=119)}, "understated"),
