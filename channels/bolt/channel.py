@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from channels.bolt import mutual_close, opening, reestablish, updates
+from channels.bolt import deadlines, mutual_close, opening, reestablish, updates
 from channels.bolt.channel_state import ChannelState, Core, Opening, Policy, State
 from channels.bolt.effects import ChannelFailed, Effect, HtlcReceived, Persist, Send
 from channels.bolt.htlcs import Stage
@@ -57,6 +57,7 @@ LEGAL: dict[State, tuple[type[Message], ...]] = {
     # The peer may repeat itself until it sees our last message or the closing transaction.
     State.CLOSING_AGREED: (ChannelReady, Shutdown, ClosingSigned),
     State.FAILED: (),
+    State.SPEND_SEEN: (),
     State.ONCHAIN: (),
     State.CLOSED: (),
 }
@@ -76,6 +77,13 @@ _HANDLERS: dict[type[Message], Callable[[Core, Any], list[Effect]]] = {
     RevokeAndAck: updates.on_revoke_and_ack,
     ClosingSigned: mutual_close.on_closing_signed,
 }
+
+
+ON_CHAIN = (State.SPEND_SEEN, State.ONCHAIN)
+"""The funding output is spent."""
+
+_DEAD = (State.FAILED, *ON_CHAIN, State.CLOSED)
+"""Whatever the peer says, the chain decides now."""
 
 
 class Channel:
@@ -123,8 +131,8 @@ class Channel:
             return self._failed_by_peer(message)
         if core.state.state is State.FAILED and isinstance(message, ChannelReestablish):
             return reestablish.retransmit_error(core)
-        if core.state.state in (State.FAILED, State.ONCHAIN, State.CLOSED):
-            return []  # whatever the peer says, the chain decides now
+        if core.state.state in _DEAD:
+            return []
         if isinstance(message, ChannelReestablish):
             return reestablish.on_channel_reestablish(core, message)
         if type(message) not in LEGAL[core.state.state]:
@@ -201,7 +209,13 @@ class Channel:
         return reestablish.disconnected(self._core)
 
     def unresolved(self) -> list[HtlcReceived]:
-        """Incoming HTLCs that are committed and not resolved: what a restarted node must redo."""
+        """Incoming HTLCs that are committed and not resolved: what a restarted node must redo.
+
+        None on a channel that is dead: an HTLC that nobody promised anything for is left to
+        expire, because the chain may not let us claim it.
+        """
+        if self._core.state.state in _DEAD:
+            return []
         return [
             updates.received(h)
             for h in self._core.state.log.htlcs
@@ -214,6 +228,7 @@ class Channel:
         if state.closing.transaction is None and mutual_close.is_agreed(self._core, transaction):
             # The peer has broadcast it, and its last closing_signed did not reach us.
             state.closing.transaction = transaction.serialize()
+        self._core.reestablished = False
         state.state = State.ONCHAIN
         state.spent_height = height
         return [Persist()]
@@ -223,24 +238,40 @@ class Channel:
         state = self._core.state
         if state.spent_height == height:
             state.spent_height = None
+            if state.state is State.ONCHAIN:
+                state.state = State.SPEND_SEEN
         elif state.funding_height == height:
             state.funding_height = None
         else:
             return []
         return [Persist()]
 
+    def new_height(self, height: BlockHeight) -> list[Effect]:
+        """The chain has grown to `height`: is an HTLC running out of time? (BOLT 2)"""
+        state = self._core.state
+        if state.funding_height is None and state.opened_height is None:
+            state.opened_height = height
+            return [Persist()]
+        late = deadlines.overdue(self._core, height)
+        if late is not None:
+            return self.fail(late)
+        return self.forget() if deadlines.never_funded(self._core, height) else []
+
     def forget(self) -> list[Effect]:
-        """The spending transaction is too deep to be undone: the channel is history."""
+        """Everything is resolved and too deep to be undone, or never was: it is history."""
         self._core.state.state = State.CLOSED
         return [Persist()]
 
     def fail(self, error: RemoteProtocolError | LocalProtocolError) -> list[Effect]:
         """Tell the peer that the channel can't go on (BOLT 1, `error`) and keep that on disk."""
         state = self._core.state
+        if state.state in (*ON_CHAIN, State.CLOSED):
+            return []
         sentence = str(error)
         if state.state is not State.OPENING:
             state.state = State.FAILED
             state.failure = (error.reason, sentence)
+            self._core.reestablished = False
         return [
             Persist(),
             Send(Error(channel_id=state.channel_id, data=sentence.encode())),
@@ -251,12 +282,13 @@ class Channel:
         state = self._core.state
         text = message.data.decode("utf-8", "replace")[:500]
         sentence = f"The peer failed the channel: {text!r}."
-        if state.state in (State.CLOSING_AGREED, State.ONCHAIN, State.CLOSED, State.FAILED):
+        if state.state is State.CLOSING_AGREED or state.state in _DEAD:
             return []
         if state.state is not State.OPENING:
             state.state = State.FAILED
             state.failure = ("failed-by-peer", sentence)
+            self._core.reestablished = False
         return [Persist(), ChannelFailed("failed-by-peer", sentence)]
 
 
-__all__ = ["LEGAL", "Channel", "Opening", "State"]
+__all__ = ["LEGAL", "ON_CHAIN", "Channel", "Opening", "State"]

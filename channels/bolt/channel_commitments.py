@@ -20,6 +20,8 @@ from channels.units import FeeratePerKw, Msat, Sat, msat
 ANCHORS_MSAT = Msat(2 * 330_000)
 """BOLT 3: two anchors of 330 sat, paid by the opener."""
 
+_THEIRS = (View.REMOTE, View.NEXT_REMOTE, View.PREVIOUS_REMOTE)
+
 
 def local_point(core: Core, number: int) -> bytes:
     return keys.public_key(local_secret(core, number))
@@ -46,9 +48,25 @@ def remote_commitment(core: Core, point: bytes) -> Commitment:
     return build(_spec(core, View.REMOTE, core.state.remote_number, point))
 
 
+def previous_remote_commitment(core: Core) -> Commitment | None:
+    """The peer's commitment that our last commitment_signed replaces, until that is revoked."""
+    state = core.state
+    if not state.awaiting_revocation:
+        return None
+    number, point = state.remote_number - 1, state.remote_current_point
+    return build(_spec(core, View.PREVIOUS_REMOTE, number, point))
+
+
+def newest_remote_commitment(core: Core) -> Commitment:
+    """The peer's newest commitment, whichever of its two points that has."""
+    state = core.state
+    point = state.remote_next_point if state.awaiting_revocation else state.remote_current_point
+    return remote_commitment(core, point)
+
+
 def _spec(core: Core, view: View, number: int, point: bytes) -> CommitmentSpec:
     state = core.state
-    ours = view not in (View.REMOTE, View.NEXT_REMOTE)
+    ours = view not in _THEIRS
     owner, other = (state.local, state.peer) if ours else (state.peer, state.local)
     opener, accepter = (state.local, state.peer) if state.opener else (state.peer, state.local)
     local_msat, remote_msat = state.log.balances(view)
@@ -73,7 +91,7 @@ def _spec(core: Core, view: View, number: int, point: bytes) -> CommitmentSpec:
 
 def _htlcs(state: ChannelState, view: View, owner_is_us: bool | None = None) -> list[Htlc]:
     """The HTLCs of a view as BOLT 3 sees them: offered or received by the commitment's owner."""
-    ours = view not in (View.REMOTE, View.NEXT_REMOTE) if owner_is_us is None else owner_is_us
+    ours = view not in _THEIRS if owner_is_us is None else owner_is_us
     return [
         Htlc(
             offered=h.ours == ours,

@@ -24,6 +24,7 @@ class State(Enum):
     NEGOTIATING = "CLOSINGD_SIGEXCHANGE"
     CLOSING_AGREED = "CLOSINGD_COMPLETE"
     FAILED = "AWAITING_UNILATERAL"
+    SPEND_SEEN = "FUNDING_SPEND_SEEN"
     ONCHAIN = "ONCHAIN"
     CLOSED = "CLOSED"
 
@@ -52,6 +53,12 @@ class Policy:
     max_feerate: FeeratePerKw = FeeratePerKw(50_000)
     min_funding_satoshis: Sat = Sat(10_000)
     max_dust_htlc_exposure_msat: Msat = Msat(50_000_000)
+    fulfillment_deadline: int = 18
+    """Blocks before its expiry at which a fulfilled HTLC goes on chain (BOLT 2: 2R+G+S)."""
+    reasonable_depth: int = 6
+    """Confirmations after which what the chain says of an HTLC is passed on upstream (BOLT 5)."""
+    irrevocable_depth: int = 100
+    """Confirmations after which an output is irrevocably resolved (BOLT 5)."""
 
 
 class Party(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +120,8 @@ class ChannelState(msgspec.Struct, kw_only=True):
     funding_output_index: int = 0
     minimum_depth: int = 0
     short_channel_id: ShortChannelId | None = None
+    opened_height: BlockHeight | None = None  # of the chain when the channel was opened
+    failed_height: BlockHeight | None = None  # of the chain when our commitment was broadcast
     funding_height: BlockHeight | None = None
     spent_height: BlockHeight | None = None  # of the transaction that spent the funding output
     ready_sent: bool = False

@@ -76,13 +76,15 @@ class HtlcFailed:
     """An HTLC that we offered is gone from both commitments: the money is ours again.
 
     `reason` is the onion-encrypted error (BOLT 4); for update_fail_malformed_htlc it is empty and
-    `malformed` holds (failure_code, sha256_of_onion).
+    `malformed` holds (failure_code, sha256_of_onion). When the chain gave it back, `on_chain`, the
+    peer said nothing: a forwarder answers permanent_channel_failure (BOLT 5).
     """
 
     id: int
     payment_hash: bytes
     reason: bytes
     malformed: tuple[int, bytes] | None = None
+    on_chain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class View(Enum):
     NEXT_LOCAL = "ours, with what the peer's next commitment_signed adds"
     REMOTE = "theirs"
     NEXT_REMOTE = "theirs, with what our next commitment_signed adds"
+    PREVIOUS_REMOTE = "theirs before our last commitment_signed, while they may still use it"
     PENDING = "either, once everything proposed so far is committed"
 
 
@@ -66,6 +67,10 @@ def in_view(view: View, ours: bool, stage: Stage) -> bool:
     if view is View.NEXT_REMOTE:
         before, _ = ADVANCES[Step.SEND_COMMITMENT, ours]
         return stage >= before
+    if view is View.PREVIOUS_REMOTE:
+        # What our last commitment_signed brought in is where that message moves it, or further.
+        _, signed = ADVANCES[Step.SEND_COMMITMENT, ours]
+        return stage > signed
     receiver_owns = (view is View.REMOTE) == ours
     return stage >= (Stage.SIGNED if receiver_owns else Stage.ACK_SIGNED)
 

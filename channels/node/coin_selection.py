@@ -19,7 +19,11 @@ Coin = TypeVar("Coin")
 INPUT_WEIGHT = 4 * (32 + 4 + 1 + 4) + (1 + 1 + 72 + 1 + 33)
 BASE_WEIGHT = 4 * (4 + 4) + 2
 P2WPKH_SIZE = 22
+CHANGE_WEIGHT = 4 * (8 + 1 + P2WPKH_SIZE)
 CHANGE_DUST = Sat(294)
+
+MIN_RELAY = FeeratePerKw(253)
+"""1 sat per virtual byte, rounded up: the least that nodes relay by default."""
 
 MAX_INPUTS = 1000
 """Keeps a transaction within the 400,000 weight units that nodes relay."""
@@ -94,6 +98,37 @@ def select(
         return fallback
     need = paid + keep + fee_for(weight(max(1, len(usable)), with_change), feerate)
     raise not_enough(have, need, keep)
+
+
+def top_up(
+    coins: Sequence[tuple[Coin, Sat]],
+    missing: Sat,
+    weight_units: int,
+    feerate: FeeratePerKw,
+    paid_for: tuple[int, Sat],
+) -> Selection[Coin]:
+    """The fewest coins that pay the fee of a transaction which lacks only that, and change.
+
+    It weighs `weight_units` without the coins and the change, and its outputs are worth `missing`
+    more than its inputs. `paid_for` is the weight and fee of a parent for which it pays, too.
+    Raises UserError "not-enough-funds".
+    """
+    usable = economic(coins, feerate)
+    chosen: list[Coin] = []
+    total = 0
+    fee = Sat(0)
+    for coin, value in usable:
+        chosen.append(coin)
+        total += value
+        own = weight_units + len(chosen) * INPUT_WEIGHT + CHANGE_WEIGHT
+        parent_weight, parent_fee = paid_for
+        fee = Sat(fee_for(own + parent_weight, feerate) - parent_fee)
+        # A child must be relayed for what it pays itself, too.
+        fee = max(fee, fee_for(own, MIN_RELAY))
+        change = total - missing - fee
+        if change >= CHANGE_DUST:
+            return Selection(tuple(chosen), Sat(change), fee)
+    raise not_enough(total, missing + fee + CHANGE_DUST, 0)
 
 
 def sweep(

@@ -183,9 +183,8 @@ class Funding:
 
     def keep_for_anchors(self) -> Sat:
         """What a withdrawal must leave on chain."""
-        no_need = (State.OPENING, State.ONCHAIN, State.CLOSED)
         anchors = any(
-            c.state.channel_type is ChannelType.ANCHORS and c.state.state not in no_need
+            c.state.channel_type is ChannelType.ANCHORS and self._node.onchain.needs_coins(c)
             for c in self._node.channels.values()
         )
         return ANCHOR_RESERVE if anchors else Sat(0)

@@ -33,6 +33,10 @@ REGTEST = NetworkParams(
         chain_hash=_hash("0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206"),
         to_self_delay=6,
         minimum_depth=1,
+        # Blocks come when somebody asks for them: a day of waiting would be a day of typing.
+        fulfillment_deadline=8,
+        reasonable_depth=2,
+        irrevocable_depth=6,
         # Without a fee market, Electrum takes 37500 for its estimate and adds half of it.
         max_feerate=FeeratePerKw(100_000),
     ),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from channels.bolt.channel import Channel, State
+from channels.bolt.channel import ON_CHAIN, Channel, State
 from channels.bolt.channel_state import decode_state, encode_state
 from channels.bolt.effects import (
     Broadcast,
@@ -38,6 +38,7 @@ from channels.node.connections import Connections
 from channels.node.funding import Funding
 from channels.node.invoices import Invoices
 from channels.node.networks import NetworkParams
+from channels.node.onchain import Onchain
 from channels.node.payments import Payments
 from channels.node.store import ChannelRow, Store
 from channels.node.tracker import Tracker
@@ -88,6 +89,7 @@ class Node:
         self.invoices = Invoices(self)
         self.payments = Payments(self)
         self.tracker = Tracker(self)
+        self.onchain = Onchain(self)
         self._dirty: dict[int, Channel] = {}
         self._touched: dict[int, Channel] = {}
 
@@ -96,6 +98,7 @@ class Node:
         for row in self.store.load_channels():
             if not row.closed:
                 self.add_channel(self._restored(row))
+        self.onchain.start()
         self.tracker.start()
         await self.connections.start(host, port)
         for channel in self.channels.values():
@@ -198,6 +201,8 @@ class Node:
         self.funding.aborted(channel, sentence)
         if channel.state.state is State.OPENING:
             self.forget_channel(channel)
+        else:
+            self.onchain.failed(channel)
 
     def _close_turn(self) -> None:
         touched, self._touched = self._touched, {}
@@ -214,6 +219,7 @@ class Node:
             state = channel.state
             # A channel in OPENING has no signature of ours out: it is not remembered (BOLT 2).
             if state.state is not State.OPENING:
+                self.onchain.remember(channel)
                 self.store.save_channel(
                     ChannelRow(
                         index=state.index,
@@ -228,7 +234,7 @@ class Node:
 
     def on_connected(self, peer_id: bytes) -> None:
         for channel in self.channels_of(peer_id):
-            if channel.state.state not in (State.OPENING, State.CLOSED, State.ONCHAIN):
+            if channel.state.state not in (State.OPENING, *ON_CHAIN, State.CLOSED):
                 self.carry_out(channel, channel.connected())
 
     def on_disconnected(self, peer_id: bytes) -> None:

@@ -166,6 +166,8 @@ class Payments:
         node.turn.after(lambda: self._tell(effect.payment_hash))
 
     def _explain(self, attempt: AttemptRow, effect: HtlcFailed) -> tuple[RpcErrorCode, str]:
+        if effect.on_chain:
+            return RpcErrorCode.PAY_TRY_OTHER_ROUTE, "The HTLC timed out on chain"
         if effect.malformed is not None:
             return (
                 RpcErrorCode.PAY_TRY_OTHER_ROUTE,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.bolt import features, signmessage
 from channels.bolt.address import from_script, to_script
-from channels.bolt.channel import State
+from channels.bolt.channel import ON_CHAIN, State
 from channels.bolt.transactions import Transaction, TxOut
 from channels.errors import OdaError, UserError
 from channels.node import rpc_params as params
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VERSION = "oda-0.1.0"
 
-_CLOSING = (State.SHUTTING_DOWN, State.NEGOTIATING, State.CLOSING_AGREED, State.ONCHAIN)
+_CLOSING = (State.SHUTTING_DOWN, State.NEGOTIATING, State.CLOSING_AGREED, *ON_CHAIN)
 
 
 def address_network(node: Node) -> str:
@@ -150,7 +150,7 @@ class ChainMethods:
         channels = []
         for channel in node.channels.values():
             state = channel.state
-            if state.state in (State.OPENING, State.ONCHAIN, State.CLOSED):
+            if state.state in (State.OPENING, *ON_CHAIN, State.CLOSED):
                 continue
             entry: dict[str, Any] = {
                 "peer_id": state.peer_id.hex(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from typing import TYPE_CHECKING, Any
 
 from channels.bolt import features
 from channels.bolt.address import to_script
-from channels.bolt.channel import Channel, State
+from channels.bolt.channel import ON_CHAIN, Channel, State
 from channels.bolt.channel_commitments import offering_view, opener_cost
 from channels.bolt.commitment import ChannelType, Htlc
 from channels.bolt.htlcs import View
@@ -37,10 +38,15 @@ _STATUS = {
     State.SHUTTING_DOWN: "Closing: waiting for HTLCs or the peer",
     State.NEGOTIATING: "Closing: agreeing on the fee",
     State.CLOSING_AGREED: "Closing: waiting for the closing transaction to confirm",
-    State.FAILED: "The channel failed",
+    State.FAILED: "Attempting to unilaterally close channel",
+    State.SPEND_SEEN: "Saw the funding output spent; a reorganization has undone it",
     State.ONCHAIN: "The funding output is spent on chain",
     State.CLOSED: "Closed",
 }
+
+
+_CLOSED = (State.CLOSING_AGREED, State.FAILED, *ON_CHAIN, State.CLOSED)
+"""How a channel is closed is decided."""
 
 
 def channel_bits(channel_type: ChannelType) -> dict[str, Any]:
@@ -185,7 +191,7 @@ class ChannelMethods:
         if peer_id not in node.connections.peers:
             raise RpcMethodError(RpcErrorCode.LIGHTNINGD, "Peer not connected")
         busy = any(
-            c.state.state not in (State.CLOSED, State.ONCHAIN) for c in node.channels_of(peer_id)
+            c.state.state not in (State.CLOSED, *ON_CHAIN) for c in node.channels_of(peer_id)
         )
         if busy and not arguments["force"]:
             raise RpcMethodError(
@@ -302,7 +308,7 @@ class ChannelMethods:
             "our_to_self_delay": state.local.to_self_delay,
             "max_accepted_htlcs": state.local.max_accepted_htlcs,
             "funding": self._funding(channel),
-            "status": [self._status(channel)],
+            "status": [self._status(channel), *self._node.onchain.status(channel)],
             "htlcs": [
                 {
                     "direction": "out" if h.ours else "in",
@@ -359,38 +365,48 @@ class ChannelMethods:
                 raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, str(error)) from error
         # Asked for first: the peer may close, too, while bitcoind answers.
         feerate = await node.tracker.feerate()
-        if channel.state.state in (State.NEGOTIATING, State.CLOSING_AGREED, State.ONCHAIN):
+        timeout = arguments["unilateraltimeout"]
+        if channel.state.state in (
+            State.NEGOTIATING,
+            State.CLOSING_AGREED,
+            State.FAILED,
+            *ON_CHAIN,
+        ):
             call.notify("The channel is closing already")
         else:
             try:
                 node.carry_out(channel, channel.close(script, feerate))
             except LocalProtocolError as error:
                 raise RpcMethodError(RpcErrorCode.LIGHTNINGD, str(error)) from error
-        if not channel.core.reestablished:
+        if not channel.core.reestablished and channel.state.state is not State.FAILED:
             call.notify("The peer is not connected: the closing begins when it returns")
-        timeout = arguments["unilateraltimeout"] or 172_800
-        done = (State.CLOSING_AGREED, State.ONCHAIN, State.CLOSED, State.FAILED)
-        await node.wait_until(lambda: channel.state.state in done, timeout)
+            if timeout:
+                call.notify(f"and without it after {timeout} seconds")
+        # 0 means to wait for the peer as long as it takes.
+        if not await node.wait_until(lambda: channel.state.state in _CLOSED, timeout or math.inf):
+            node.onchain.force(channel)
         return await self._closed(channel)
 
     async def _closed(self, channel: Channel) -> dict[str, Any]:
-        raw = channel.state.closing.transaction
+        raw, kind = channel.state.closing.transaction, "mutual"
         if raw is None:
-            raise RpcMethodError(
-                RpcErrorCode.LIGHTNINGD,
-                "The peer did not agree to close in time: the channel stays as it is and closes "
-                "when the peer returns",
-            )
+            transaction = self._node.onchain.closed_by(channel)
+            if transaction is None:
+                raise RpcMethodError(
+                    RpcErrorCode.LIGHTNINGD,
+                    "Our state of this channel is old, so that only the peer may close it",
+                )
+            raw, kind = transaction.serialize(), "unilateral"
         await self._node.turn.committed()
         txid = Transaction.parse(raw).txid_hex
-        return {"type": "mutual", "txs": [raw.hex()], "txids": [txid]}
+        return {"type": kind, "txs": [raw.hex()], "txids": [txid]}
 
     def _find(self, text: str) -> Channel:
         """A channel by the id of its peer, its channel id or its short channel id."""
         closable = [
             c
             for c in self._node.channels.values()
-            if c.state.state not in (State.OPENING, State.CLOSED, State.ONCHAIN)
+            if c.state.state not in (State.OPENING, State.CLOSED, *ON_CHAIN)
         ]
         matches = [
             c

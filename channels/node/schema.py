@@ -122,3 +122,23 @@ def m004_coins(db: Database) -> None:
     columns: dict[str, Any] = {"txid": bytes, "raw": bytes, "broadcast": int, "height": int}
     strict_table(db, "transactions", columns, "txid", optional="height")
     strict_table(db, "blocks", {"height": int, "hash": bytes}, "height")
+
+
+@node_schema()
+def m005_closes(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE past_htlcs (
+            channel_index INTEGER NOT NULL,
+            ours INTEGER NOT NULL,
+            id INTEGER NOT NULL,
+            payment_hash BLOB NOT NULL,
+            cltv_expiry INTEGER NOT NULL,
+            PRIMARY KEY (channel_index, ours, id)
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+    outpoint: dict[str, Any] = {"channel_index": int, "txid": bytes, "vout": int}
+    key = ("channel_index", "txid", "vout")
+    strict_table(db, "spends", {**outpoint, "raw": bytes, "height": int}, key)
+    strict_table(db, "claims", {**outpoint, "claim_txid": bytes, "feerate": int}, key)

@@ -17,6 +17,7 @@ from channels import database
 from channels.node.schema import node_schema
 from channels.node.store_coins import BlockRow, CoinTables, UtxoRow
 from channels.node.store_invoices import InvoiceRow, InvoiceTable
+from channels.node.store_onchain import ClaimRow, OnchainTables
 from channels.node.store_payments import AttemptRow, PaymentRow, PaymentTables
 from channels.node.tables import counted
 
@@ -24,6 +25,7 @@ __all__ = [
     "AttemptRow",
     "BlockRow",
     "ChannelRow",
+    "ClaimRow",
     "InvoiceRow",
     "PaymentRow",
     "PeerRow",
@@ -49,7 +51,7 @@ class ChannelRow:
     state: bytes
 
 
-class Store(InvoiceTable, PaymentTables, CoinTables):
+class Store(InvoiceTable, PaymentTables, CoinTables, OnchainTables):
     """Opens (creating or upgrading) the file at `path` and holds it alone until `close()`.
 
     Raises `UserError`: "store-in-use" when another process has it, "store-too-new" when a later

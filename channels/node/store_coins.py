@@ -125,6 +125,14 @@ class CoinTables(Tables):
         )
         return [raw for (raw,) in rows]
 
+    def is_wanted(self, txid: bytes) -> bool:
+        """Whether a transaction of ours has confirmed or is still to be broadcast."""
+        row = self._db.execute(
+            "SELECT 1 FROM transactions WHERE txid = ? AND (broadcast = 1 OR height IS NOT NULL)",
+            (txid,),
+        ).fetchone()
+        return row is not None
+
     def stop_broadcast(self, txid: bytes) -> None:
         self._db.execute("UPDATE transactions SET broadcast = 0 WHERE txid = ?", (txid,))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from channels.bolt.channel import Channel, State
 from channels.bolt.opening import funding_output_script
-from channels.bolt.transactions import OutPoint, Transaction, TxOut
+from channels.bolt.transactions import Transaction, TxOut
 from channels.errors import OdaError, RemoteProtocolError
 from channels.node.chain import (
     BitcoindError,
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from channels.node.node import Node
 
 log = logging.getLogger(__name__)
-
-FORGET_DEPTH = 100
-"""A closing transaction this deep is final: the channel is closed for good."""
 
 REBROADCAST_SECONDS = 30.0
 
@@ -76,6 +74,7 @@ class Tracker:
         node = self._node
         async for change in node.chain.follow(height, tip, self._on_outage):
             if isinstance(change, Connected):
+                await node.onchain.refresh()
                 self._connect(change.block)
                 await self._note_if_synced(change.block.height)
             elif isinstance(change, Disconnected):
@@ -149,23 +148,21 @@ class Tracker:
         ]
         # Several channels may name one outpoint: a peer can copy it from another's opening.
         by_txid: dict[bytes, list[Channel]] = {}
-        by_outpoint: dict[OutPoint, list[Channel]] = {}
         for channel in watched:
             by_txid.setdefault(channel.state.funding.txid, []).append(channel)
-            by_outpoint.setdefault(channel.state.funding, []).append(channel)
         for position, transaction in enumerate(transactions):
             for channel in by_txid.get(transaction.txid, []):
                 self._funded(channel, transaction, block.height, position)
-            for spent in transaction.inputs:
-                for channel in by_outpoint.get(spent.outpoint, []):
-                    self._spent(channel, transaction, block.height)
+        node.onchain.connect(block.height, transactions)
         for channel in list(node.channels.values()):
             self.check_depth(channel)
+            node.carry_out(channel, channel.new_height(block.height))
 
     def _disconnect(self, height: BlockHeight, block_hash: bytes) -> None:
         self._node.wallet.disconnect_block(height, block_hash)
         for channel in self._node.channels.values():
             self._node.carry_out(channel, channel.block_undone(height))
+        self._node.onchain.disconnect(height)
 
     def _funded(
         self, channel: Channel, transaction: Transaction, height: BlockHeight, position: int
@@ -184,7 +181,7 @@ class Tracker:
         self._node.carry_out(channel, channel.funding_confirmed(1, height, scid))
 
     def check_depth(self, channel: Channel) -> None:
-        """Tell a channel how deep its funding, or the transaction that closed it, is by now."""
+        """Tell a channel how deep its funding is by now."""
         node, state = self._node, channel.state
         if state.funding_height is not None and state.short_channel_id is not None:
             depth = node.height - state.funding_height + 1
@@ -193,19 +190,6 @@ class Tracker:
                     channel,
                     channel.funding_confirmed(depth, state.funding_height, state.short_channel_id),
                 )
-        spent = state.spent_height if state.state is State.ONCHAIN else None
-        if spent is not None and node.height - spent + 1 >= FORGET_DEPTH:
-            node.carry_out(channel, channel.forget())
-
-    def _spent(self, channel: Channel, transaction: Transaction, height: BlockHeight) -> None:
-        state = channel.state
-        self._node.carry_out(channel, channel.funding_spent(height, transaction))
-        if transaction.serialize() != state.closing.transaction:
-            log.error(
-                "the funding output of %s was spent by %s, which is not our mutual close",
-                state.channel_id.hex(),
-                transaction.txid_hex,
-            )
 
     # --- fees and broadcasting -----------------------------------------------------------------
 
@@ -223,6 +207,28 @@ class Tracker:
         per_kw = round(float(rate) * 100_000_000 / 4)
         return FeeratePerKw(max(params.policy.min_feerate, min(per_kw, params.policy.max_feerate)))
 
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it beside the tracker, which ends it when it stops."""
+        self._tasks.spawn(work)
+
+    def broadcast_package(self, *transactions: Transaction) -> None:
+        """A parent and the child that pays for it: neither gets in alone."""
+        self._tasks.spawn(self._broadcast_package(transactions))
+
+    async def _broadcast_package(self, transactions: Sequence[Transaction]) -> None:
+        package = [transaction.serialize().hex() for transaction in transactions]
+        try:
+            answer = await self._node.chain.call("submitpackage", package)
+        except BitcoindError as error:
+            log.warning("bitcoind refuses a package: %s", error)
+        except BitcoindUnreachable as error:
+            log.warning("a broadcast waits for bitcoind: %s", error)
+        else:
+            if answer.get("package_msg") != "success":
+                results = answer.get("tx-results", {}).values()
+                errors = [result["error"] for result in results if "error" in result]
+                log.warning("bitcoind refuses a package: %s", "; ".join(errors))
+
     def broadcast_soon(self, transaction: Transaction) -> None:
         self._tasks.spawn(self._broadcast(transaction.serialize()))
 
@@ -238,6 +244,8 @@ class Tracker:
     async def _rebroadcast(self) -> None:
         """What was to be broadcast before a crash, an outage or a reorg is broadcast again."""
         while True:
+            for package in self._node.onchain.packages():
+                await self._broadcast_package(package)
             for raw in self._node.store.transactions_to_broadcast():
                 await self._broadcast(raw)
             self._resend.clear()

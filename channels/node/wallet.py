@@ -7,7 +7,7 @@ the keys of channels.bolt; nothing is sent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from channels.bolt import address, keys
@@ -295,6 +295,44 @@ class Wallet:
         """A transaction of `fund` will not be sent: its coins are free again."""
         self._store.unspend_utxos(transaction.txid)
 
+    def attach(
+        self,
+        base: Transaction,
+        *,
+        value: Sat,
+        weight: int,
+        feerate: FeeratePerKw,
+        change: bytes,
+        now: UnixTime,
+        paid_for: tuple[int, Sat] = (0, Sat(0)),
+        replacing: Transaction | None = None,
+    ) -> Transaction:
+        """`base` with coins added that pay its fee, and what is left of them paid to `change`.
+
+        The inputs of `base` are worth `value` and are signed afterwards, for the whole; `weight`
+        counts their witnesses. `paid_for` is weight and fee of a parent that is to be lifted to
+        the same feerate. The coins of `replacing` may be used again. Raises UserError
+        "not-enough-funds", and then nothing has changed.
+        """
+        if replacing is not None:
+            self.unreserve(replacing)
+        missing = Sat(sum(output.value for output in base.outputs) - value)
+        try:
+            # BIP 125, rule 2: a replacement adds no unconfirmed inputs.
+            selection = coin_selection.top_up(
+                self._available(now, minconf=1), missing, weight, feerate, paid_for
+            )
+        except UserError:
+            if replacing is not None:
+                self._spend(replacing, None)
+            raise
+        inputs = (TxIn(OutPoint(c.txid, c.vout), SEQUENCE) for c in selection.coins)
+        outputs = (*base.outputs, TxOut(selection.change, change))
+        transaction = replace(base, inputs=(*base.inputs, *inputs), outputs=outputs)
+        transaction = self._signed(transaction, selection.coins, len(base.inputs))
+        self._spend(transaction, None)
+        return transaction
+
     def _available(self, now: UnixTime, minconf: int) -> list[tuple[UtxoRow, Sat]]:
         return [
             (coin, coin.value)
@@ -316,12 +354,19 @@ class Wallet:
             every.append(TxOut(selection.change, self._new_script(change=True)))
         inputs = (TxIn(OutPoint(c.txid, c.vout), SEQUENCE) for c in selection.coins)
         transaction = Transaction(2, tuple(inputs), tuple(every), 0)
-        for position, coin in enumerate(selection.coins):
+        transaction = self._signed(transaction, selection.coins, 0)
+        self._spend(transaction, None)
+        self._receive(transaction, None)
+        return transaction
+
+    def _signed(
+        self, transaction: Transaction, coins: Sequence[UtxoRow], first: int
+    ) -> Transaction:
+        """With the witnesses of the inputs that spend these coins, from input `first` on."""
+        for position, coin in enumerate(coins, first):
             transaction = transaction.with_witness(
                 position, self._sign(transaction, position, coin)
             )
-        self._spend(transaction, None)
-        self._receive(transaction, None)
         return transaction
 
     def _sign(self, transaction: Transaction, position: int, coin: UtxoRow) -> tuple[bytes, bytes]:

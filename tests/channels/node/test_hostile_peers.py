@@ -25,6 +25,7 @@ class Watching:
         self.channels = dict(enumerate(channels))
         self.height = BlockHeight(101)
         self.wallet = SimpleNamespace(connect_block=lambda *_: None)
+        self.onchain = SimpleNamespace(connect=lambda *_: None)
 
     def carry_out(self, channel: Channel, effects: list[Any]) -> None:
         pass
