@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from channels.bolt.channel_state import Policy
-from channels.units import FeeratePerKw, Sat
+from channels.bolt.policy import Policy as ForwardingPolicy
+from channels.units import FeeratePerKw, Msat, Sat
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,23 @@ class NetworkParams:
     policy: Policy
     default_feerate: FeeratePerKw
     lightning_port: int
+    forwarding: ForwardingPolicy
+    gossip_flush_seconds: float = 60.0
     channel_cap: Sat | None = None
 
 
 def _hash(display: str) -> bytes:
     return bytes.fromhex(display)[::-1]
 
+
+# Core Lightning's defaults; off mainnet it asks for 1 msat instead of 1 sat, and for 6 blocks.
+_FORWARDING = ForwardingPolicy(
+    fee_base_msat=Msat(1_000),
+    fee_proportional_millionths=10,
+    cltv_expiry_delta=34,
+    htlc_minimum_msat=Msat(0),
+    htlc_maximum_msat=Msat(0xFFFFFFFFFFFFFFFF),
+)
 
 REGTEST = NetworkParams(
     name="regtest",
@@ -43,6 +55,9 @@ REGTEST = NetworkParams(
     # Two satoshis per virtual byte: what a quiet mempool asks, so that costs look like real ones.
     default_feerate=FeeratePerKw(500),
     lightning_port=19846,
+    forwarding=replace(_FORWARDING, fee_base_msat=Msat(1), cltv_expiry_delta=6),
+    # Everybody is on one machine and waits for it.
+    gossip_flush_seconds=0.5,
 )
 
 SIGNET = NetworkParams(
@@ -56,6 +71,7 @@ SIGNET = NetworkParams(
     ),
     default_feerate=FeeratePerKw(500),
     lightning_port=39735,
+    forwarding=replace(_FORWARDING, fee_base_msat=Msat(1), cltv_expiry_delta=6),
 )
 
 MAINNET = NetworkParams(
@@ -69,6 +85,7 @@ MAINNET = NetworkParams(
     ),
     default_feerate=FeeratePerKw(2_500),
     lightning_port=9735,
+    forwarding=_FORWARDING,
     # The embedded node is young: what it can lose on mainnet is bounded.
     channel_cap=Sat(100_000),
 )
