@@ -57,6 +57,9 @@ OUR_INIT: frozenset[int] = frozenset(
 )
 """What we offer in init: what is built, all of it optional."""
 
+OUR_NODE: frozenset[int] = OUR_INIT
+"""What our node_announcement says (BOLT 9, context N): so far nothing else than init."""
+
 OUR_INVOICE: frozenset[int] = frozenset({Feature.VAR_ONION, Feature.PAYMENT_SECRET})
 """What our invoices require."""
 

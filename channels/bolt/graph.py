@@ -13,6 +13,7 @@ from typing import NamedTuple, NewType
 
 from channels.bolt.features import Feature, decode_bits
 from channels.bolt.messages import ChannelUpdate, NodeAnnouncement
+from channels.bolt.transactions import OutPoint
 from channels.units import BlockHeight, Msat, Sat, ShortChannelId, msat
 
 DirectedChannel = NewType("DirectedChannel", int)
@@ -62,6 +63,7 @@ class GraphChannel:
     features: bytes = b""
     announcement: bytes = b""
     updates: list[ChannelUpdate | None] = field(default_factory=lambda: [None, None])
+    outpoint: OutPoint | None = None
     spent_height: BlockHeight | None = None
 
     @property
