@@ -78,7 +78,7 @@ def test_digits_are_learnt(
     digits: Labelled, architecture: Architecture, objective: Objective
 ) -> None:
     learnt = improve(
-        architecture, objective, part_of(digits, 0, 1400), Budget(steps=250), rate=1e-2
+        architecture, objective, part_of(digits, 0, 1400), Budget(steps=300), rate=1e-2
     )
     held_out = part_of(digits, 1400, 1797)
     mistakes = exact.score(architecture, Accuracy(), learnt, held_out) // 1_000_000
