@@ -75,6 +75,15 @@ def settings_pack(options: Options) -> dict[str, Any]:
     }
 
 
+def session_params(options: Options) -> lt.session_params:
+    params = lt.session_params()
+    # The stub's typed dictionary has no room for `extra`.
+    params.settings = cast("lt.settings_pack", settings_pack(options))
+    # The only one that writes a piece before it says HAVE (BEP 3): docs/adr/0005.
+    params.disk_io_constructor = "posix_disk_io_constructor"
+    return params
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adding:
     """What to start with. Either `metainfo` (a .torrent file, piece layers may be missing), or
@@ -297,8 +306,7 @@ class Session:
         self._theirs.setblocking(False)
         self._listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._ours, self._read)
-        # The stub's typed dictionary has no room for `extra`.
-        self._session = lt.session(cast("lt.settings_pack", settings_pack(options)))
+        self._session = lt.session(session_params(options))
         self._limit_everybody()
         self._session.set_alert_fd(self._theirs.fileno())
         self._read()
