@@ -7,7 +7,7 @@ Whoever answers could read those blocks when asked, from wherever: the outcome i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,8 @@ from torrent.merkle import BLOCK, HASH
 
 MAX_SAMPLES: Final = 64
 """Blocks asked for at once: the answer stays near 1 MiB."""
+MAX_ANSWER: Final = MAX_SAMPLES * (BLOCK + 64 * HASH + 32)
+"""Bytes, encoded."""
 
 Read = Callable[[int, int], bytes]
 """(offset, length) -> that part of the file, shorter only at its end."""
@@ -33,20 +35,35 @@ class Challenge:
     @classmethod
     def draw(cls, file: File, entropy: bytes, samples: int) -> Challenge:
         """`samples` blocks (all, if there are fewer), fixed by 32 bytes nobody could foresee."""
-        count = merkle.block_count(file.length)
-        if not 0 < samples <= MAX_SAMPLES or not count or len(entropy) != 32:
-            raise LocalProtocolError(
-                "bad-challenge", f"A challenge is 1 to {MAX_SAMPLES} blocks of a file that has any."
-            )
-        chosen: set[int] = set()
-        wanted = min(samples, count)
-        turn = 0
-        while len(chosen) < wanted:
-            drawn = hashlib.sha256(b"oda/retrievable" + entropy + turn.to_bytes(4, "big")).digest()
-            # 256 bits modulo a block count: the bias is below 2^-190.
-            chosen.add(int.from_bytes(drawn, "big") % count)
-            turn += 1
-        return cls(file, tuple(sorted(chosen)))
+        return cls(file, tuple(_chosen(merkle.block_count(file.length), entropy, samples)))
+
+
+def draw(files: Sequence[File], entropy: bytes, samples: int) -> list[Challenge]:
+    """`samples` blocks of a whole torrent, each as likely as any other, grouped by file."""
+    counts = [merkle.block_count(file.length) for file in files]
+    chosen = _chosen(sum(counts), entropy, samples)
+    challenges, first = [], 0
+    for file, count in zip(files, counts, strict=True):
+        blocks = tuple(index - first for index in chosen if first <= index < first + count)
+        if blocks:
+            challenges.append(Challenge(file, blocks))
+        first += count
+    return challenges
+
+
+def _chosen(count: int, entropy: bytes, samples: int) -> list[int]:
+    if not 0 < samples <= MAX_SAMPLES or not count or len(entropy) != 32:
+        raise LocalProtocolError(
+            "bad-challenge", f"A challenge is 1 to {MAX_SAMPLES} blocks of a file that has any."
+        )
+    chosen: set[int] = set()
+    turn = 0
+    while len(chosen) < min(samples, count):
+        drawn = hashlib.sha256(b"oda/retrievable" + entropy + turn.to_bytes(4, "big")).digest()
+        # 256 bits modulo a block count: the bias is below 2^-190.
+        chosen.add(int.from_bytes(drawn, "big") % count)
+        turn += 1
+    return sorted(chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +142,7 @@ def encode(samples: list[Sample]) -> bytes:
 
 def decode(data: bytes) -> list[Sample]:
     """A stranger's answer; raises RemoteProtocolError "bad-bencoding" or "bad-answer"."""
-    if len(data) > MAX_SAMPLES * (BLOCK + 64 * HASH + 32):
+    if len(data) > MAX_ANSWER:
         raise _bad_answer()
     entries = bencode.decode(data)
     if not isinstance(entries, list) or len(entries) > MAX_SAMPLES:

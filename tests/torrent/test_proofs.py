@@ -90,6 +90,23 @@ def test_illegal_encodings(data: bytes) -> None:
     assert caught.value.reason in ("bad-bencoding", "bad-answer")
 
 
+@given(
+    st.lists(st.integers(0, 5 * BLOCK), min_size=1, max_size=5).filter(any),
+    st.binary(min_size=32, max_size=32),
+    st.integers(1, proofs.MAX_SAMPLES),
+)
+def test_blocks_of_a_whole_torrent(lengths: list[int], entropy: bytes, samples: int) -> None:
+    files = [File(str(i), length, bytes(32)) for i, length in enumerate(lengths)]
+    counts = [-(-length // BLOCK) for length in lengths]
+    drawn = proofs.draw(files, entropy, samples)
+    assert sum(len(each.blocks) for each in drawn) == min(samples, sum(counts))
+    assert len({each.file.path for each in drawn}) == len(drawn)
+    for each in drawn:
+        count = counts[int(each.file.path)]
+        assert list(each.blocks) == sorted(set(each.blocks))
+        assert all(0 <= block < count for block in each.blocks)
+
+
 def test_illegal_challenges() -> None:
     file, data, layer = prepare(PIECE)
     for entropy, samples in ((bytes(31), 1), (bytes(32), 0), (bytes(32), 65)):
