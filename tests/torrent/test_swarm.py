@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,3 +271,30 @@ async def test_found_through_a_tracker(tmp_path: Path) -> None:
             assert same(source, await b.fetch(link))
     finally:
         await runner.cleanup()
+
+
+# In libtorrent's eyes a DHT on one machine is an attack: all its nodes have one address.
+ONE_MACHINE: dict[str, Any] = {
+    "dht_restrict_routing_ips": False,
+    "dht_restrict_search_ips": False,
+    "dht_ignore_dark_internet": False,
+    "dht_bootstrap_nodes": "",
+}
+
+
+async def test_found_through_the_dht(tmp_path: Path) -> None:
+    source = fill(tmp_path / "source", {"w": 100_000, "c": 5})
+    async with node(tmp_path / "first", dht=True, extra=ONE_MACHINE) as first:
+        known = ONE_MACHINE | {"dht_bootstrap_nodes": str(first.address)}
+        async with (
+            node(tmp_path / "a", dht=True, extra=known) as a,
+            node(tmp_path / "b", dht=True, extra=known) as b,
+            node(tmp_path / "c", dht=True, extra=ONE_MACHINE, stall=1) as c,
+        ):
+            infohash = (await a.publish(source)).infohash
+            # The infohash and one node of the DHT, which has nothing of it, are all they know.
+            assert same(source, await b.fetch(Magnet(infohash)))
+            # Who knows no node of the DHT finds nobody.
+            with pytest.raises(UserError) as caught:
+                await c.fetch(Magnet(infohash))
+            assert caught.value.reason == "fetch-stalled"
