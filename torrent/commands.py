@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from channels.errors import UserError
-from channels.settings import Network, load_settings
+from channels.settings import load_settings
 from channels.terminal import (
     EXIT_CODES,
     ExitCode,
@@ -26,7 +26,9 @@ from channels.terminal import (
 from torrent import settings as torrent_settings
 from torrent.library import Library, Status
 from torrent.magnet import Magnet, Peer, check_url, parse_infohash
-from torrent.settings import MIB, TorrentSettings
+from torrent.progress import fetching
+from torrent.proofs import MAX_SAMPLES
+from torrent.settings import TorrentSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +39,7 @@ EXIT_CODES.update(
     {
         "fetch-stalled": ExitCode.UNREACHABLE,
         "not-complete": ExitCode.NOT_FOUND,
+        "not-retrievable": ExitCode.NOT_FOUND,
     }
 )
 
@@ -52,6 +55,7 @@ def mount(root: typer.Typer) -> None:
     root.command()(seed)
     root.command()(fetch)
     root.command()(torrents)
+    root.command()(challenge)
 
 
 def seed(
@@ -102,13 +106,7 @@ def fetch(
 
     async def work(swarm: Swarm) -> None:
         with progress("Looking for peers") as show:
-
-            def report(status: Status) -> None:
-                rate = status.download_rate / MIB
-                label = f"Fetching from {status.peers} peers, {rate:.1f} MiB/s"
-                show(status.done, status.total or None, label)
-
-            path = await swarm.fetch(magnet, base=base, pin=True, report=report)
+            path = await swarm.fetch(magnet, base=base, pin=True, report=fetching(show))
         status = swarm.status(magnet.infohash)
         if to is not None:
             await asyncio.to_thread(shutil.copytree, path, to)
@@ -148,6 +146,36 @@ def _show_fetched(address: Peer, path: Path, status: Status, as_json: bool) -> N
             "address": str(address),
         }
     )
+
+
+def challenge(
+    what: Annotated[str, typer.Argument(metavar="INFOHASH|MAGNET", help="What is held.")],
+    web_seed: Annotated[
+        list[str] | None, typer.Option(help="Who is asked, if the link names nobody; repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=MAX_SAMPLES, help="Random blocks.")] = 16,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask the web seeds of a model for random blocks, with proofs: is it retrievable from them?"""
+    magnet = _magnet(what, (), web_seed or ())
+    if not magnet.web_seeds:
+        raise UserError("no-web-seed", "Nobody is named who could be asked; add --web-seed URL.")
+
+    async def ask() -> dict[str, int]:
+        from torrent import webseed
+
+        found = {}
+        for url in magnet.web_seeds:
+            answered = await webseed.challenge(url, magnet.infohash, samples=samples)
+            found[url] = sum(len(each.blocks) for each in answered)
+        return found
+
+    found = run(ask())
+    if as_json:
+        print_json({"infohash": magnet.infohash.hex(), "retrievable": found})
+        return
+    for url, count in found.items():
+        typer.echo(f"retrievable: {count} random blocks, from {url}")
 
 
 def torrents(
@@ -226,25 +254,13 @@ def _settings(**flags: Any) -> TorrentSettings:
 
 
 def _library(found: TorrentSettings) -> Library:
-    return Library(torrent_settings.library_dir(load_settings()), found.quota_mib * MIB)
+    return torrent_settings.library(load_settings(), found)
 
 
 async def _with_swarm(found: TorrentSettings, work: Callable[[Swarm], Awaitable[None]]) -> None:
-    from torrent.session import Options
     from torrent.swarm import Swarm
 
-    local = load_settings().network is Network.REGTEST
-    host = f"[{found.host}]" if ":" in found.host else found.host
-    options = Options(
-        listen=f"{host}:{found.port}",
-        local=local,
-        dht=not local if found.dht is None else found.dht,
-        upload_limit=found.upload_mib * MIB,
-        download_limit=found.download_mib * MIB,
-    )
-    async with Swarm(
-        _library(found), options, trackers=found.trackers, stall=found.stall_s
-    ) as swarm:
+    async with Swarm.of(load_settings(), found) as swarm:
         await work(swarm)
 
 

@@ -245,6 +245,10 @@ class Library:
             raise UserError("not-found", f"There is no torrent {infohash.hex()} here; fetch it.")
         return Entry(folder)
 
+    def is_complete(self, infohash: bytes) -> bool:
+        folder = self.root / infohash.hex()
+        return folder.is_dir() and Entry(folder).record.complete
+
     def claim(self, infohash: bytes) -> Entry:
         """The torrent's entry with its lock; raises UserError "already-running"."""
         folder = self.root / infohash.hex()

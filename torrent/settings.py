@@ -9,6 +9,7 @@ import msgspec
 
 from channels.errors import UserError
 from channels.settings import Network, Settings, load_section
+from torrent.library import Library
 from torrent.magnet import check_url
 
 MIB: Final = 1 << 20
@@ -49,3 +50,7 @@ def load(settings: Settings, flags: dict[str, object] | None = None) -> TorrentS
 
 def library_dir(settings: Settings) -> Path:
     return settings.network_dir / "torrents"
+
+
+def library(settings: Settings, found: TorrentSettings) -> Library:
+    return Library(library_dir(settings), found.quota_mib * MIB)

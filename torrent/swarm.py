@@ -21,11 +21,13 @@ from typing import Any, Final, Self
 import msgspec
 
 from channels.errors import OdaError, RemoteProtocolError, UserError
-from torrent import files, manifest
+from channels.settings import Network, Settings
+from torrent import files, manifest, settings
 from torrent.library import Library, Status, disk_errors
 from torrent.magnet import Magnet, Peer
 from torrent.manifest import Manifest
 from torrent.session import Options, Session
+from torrent.settings import MIB, TorrentSettings
 from torrent.torrent import Accept, Report, Torrent, take_any
 
 STALL: Final = 60.0
@@ -62,6 +64,21 @@ class Swarm:
         self._torrents: dict[bytes, Torrent] = {}
         self._turns: dict[bytes, asyncio.Lock] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def of(cls, shared: Settings, found: TorrentSettings) -> Self:
+        """As `[torrent]` of the settings file says, on the library of this data directory."""
+        local = shared.network is Network.REGTEST
+        host = f"[{found.host}]" if ":" in found.host else found.host
+        options = Options(
+            listen=f"{host}:{found.port}",
+            local=local,
+            dht=not local if found.dht is None else found.dht,
+            upload_limit=found.upload_mib * MIB,
+            download_limit=found.download_mib * MIB,
+        )
+        library = settings.library(shared, found)
+        return cls(library, options, trackers=found.trackers, stall=found.stall_s)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ from channels.errors import UserError
 from channels.settings import Network, Settings
 from channels.terminal import ExitCode
 from tests.torrent.samples import content, fill
-from torrent import settings
+from torrent import files, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,6 +105,57 @@ def test_given_and_taken(tmp_path: Path) -> None:
     assert "stopped" in out
     code, shown = giver.json("torrents", "--forget", shared["infohash"])
     assert (code, shown["torrents"]) == (ExitCode.OK, [])
+
+
+def test_a_live_table(tmp_path: Path) -> None:
+    """On a terminal `oda torrents` draws itself again while things happen."""
+    source = fill(tmp_path / "source", {"weights": 300_000, "config": 50})
+    oda = Oda(tmp_path / "data")
+    ours, theirs = os.openpty()
+    environment = {**oda.environment, "TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
+    with subprocess.Popen(
+        oda.command("torrents"), env=environment, cwd=ROOT, stdin=theirs, stdout=theirs
+    ) as shown:
+        os.close(theirs)
+        try:
+            seen = read_until(ours, b"infohash")
+            with oda.seeding(str(source)) as seeding:
+                infohash = seeding["torrents"][0]["infohash"][:16].encode()
+                assert infohash not in seen
+                seen = read_until(ours, infohash, b"seeding", b"293.0 KiB")
+                # One table over the other, and no new one below it.
+                assert b"\x1b[1A" in seen
+            read_until(ours, b"stopped")
+            shown.send_signal(signal.SIGINT)
+            # What it says last must be read, or it waits for us.
+            read_until(ours)
+            assert shown.wait(20) == ExitCode.INTERRUPTED
+        finally:
+            shown.kill()
+            os.close(ours)
+
+
+def read_until(terminal: int, *wanted: bytes) -> bytes:
+    """What comes until all of that has come; without any, until the other side is closed."""
+    seen = b""
+    while not wanted or not all(each in seen for each in wanted):
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # EIO: nobody has the other side open any more
+            assert not wanted, seen
+            break
+    return seen
+
+
+def test_challenged(tmp_path: Path) -> None:
+    source = fill(tmp_path / "source", {"weights": 300_000, "config": 50})
+    oda = Oda(tmp_path / "data")
+    code, out = oda.json("challenge", "ab" * 32)
+    assert (code, out["error"]["reason"]) == (ExitCode.USAGE, "no-web-seed")
+    infohash = files.describe(source).manifest.infohash.hex()
+    nowhere = f"http://127.0.0.1:1/torrents/{infohash}/"
+    code, out = oda.json("challenge", infohash, "--web-seed", nowhere)
+    assert (code, out["error"]["reason"]) == (ExitCode.NOT_FOUND, "not-retrievable")
 
 
 def test_errors(tmp_path: Path) -> None:
