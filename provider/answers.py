@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -18,15 +18,16 @@ from channels.errors import LocalProtocolError, OdaError
 from channels.http import session as session_intent
 from channels.http.scheme import Problem
 from channels.http.session import Terms
-from channels.units import Msat, UnixTime
+from channels.units import Msat
 from provider import api, sessions
 from provider.api import ApiError, ChatAnswer, TextAnswer, Usage
 from provider.cashier import Cashier
 from provider.decoding import Token
-from provider.engine import Engine, GenerateRequest
+from provider.engine import GenerateRequest
 from provider.ledger import Answer, AnswerStatus, Event
 from provider.metrics import Metrics
-from provider.pricing import Price, prefill_steps
+from provider.pricing import prefill_steps
+from provider.serving import Models, Served
 from provider.sessions import NOTHING, Kind, Session
 from provider.settings import ProviderSettings
 
@@ -41,23 +42,6 @@ class AnswerFailed(OdaError):
 
 class TopupTimeout(OdaError):
     """Nobody paid for the rest of a stream in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A model on offer."""
-
-    engine: Engine
-    price: Price
-    tokens_per_second: int
-    created: UnixTime
-
-    @property
-    def terms(self) -> Terms:
-        price = self.price
-        return Terms(
-            self.engine.model_id, price.input_msat, price.output_msat, self.tokens_per_second
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +77,7 @@ class Work:
 
 
 def read_work(
-    kind: str, body: bytes, models: dict[str, Served], settings: ProviderSettings
+    kind: str, body: bytes, models: Mapping[str, Served], settings: ProviderSettings
 ) -> Work:
     """Everything that can be wrong with a request is found here, before it is paid for.
 
@@ -119,11 +103,14 @@ def read_work(
 
 
 class Answers:
-    def __init__(self, cashier: Cashier, settings: ProviderSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, cashier: Cashier, settings: ProviderSettings, metrics: Metrics, models: Models
+    ) -> None:
         self._cashier = cashier
         self._ledger = cashier.ledger
         self._settings = settings
         self._metrics = metrics
+        self._models = models
         self._slots = asyncio.Semaphore(settings.capacity)
         self._owners: dict[str, asyncio.Task[object]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -146,8 +133,25 @@ class Answers:
             if answer.status is AnswerStatus.FINISHED:
                 return
             already = [token for event in logged for token in event.tokens]
+            work, answer = self._with_its_weights(work, answer)
             async with self._slots:
-                await self._go_on(answer, work, already, write)
+                with self._models.using(work.served):
+                    await self._go_on(answer, work, already, write)
+
+    def _with_its_weights(self, work: Work, answer: Answer) -> tuple[Work, Answer]:
+        """An answer ends with the weights that it began with, whatever is served by now."""
+        if answer.completion_tokens == 0:
+            answer = replace(answer, weights=work.served.engine.weights_id)
+            self._ledger.save_answer(answer)
+            return work, answer
+        served = self._models.with_weights(work.request.model, answer.weights)
+        if served is None:
+            raise AnswerFailed(
+                "model-replaced",
+                "The model was replaced in the middle of this answer and can't finish it; nothing "
+                "is charged for what was not delivered. Ask again.",
+            )
+        return replace(work, served=served), answer
 
     async def _go_on(self, answer: Answer, work: Work, already: list[int], write: Write) -> None:
         builder = work.builder(answer)
@@ -323,7 +327,8 @@ class Answers:
                 answer = self._hold(answer, most)
                 await self._ledger.committed()
                 try:
-                    return await self._generate_whole(answer, work)
+                    with self._models.using(work.served):
+                        return await self._generate_whole(answer, work)
                 finally:
                     self._release(answer.id)
 

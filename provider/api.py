@@ -411,8 +411,11 @@ def event(data: bytes, event_id: str | None = None) -> bytes:
 # Models ------------------------------------------------------------------------------------------
 
 
-class Model(Struct, frozen=True):
-    """An entry of /v1/models: OpenAI's fields, then what a payer needs to know beforehand."""
+class Model(Struct, frozen=True, omit_defaults=True):
+    """An entry of /v1/models: OpenAI's fields, then what a payer needs to know beforehand.
+
+    infohash, magnet: how to get the model itself, where the provider shares it (docs/torrent.md).
+    """
 
     id: str
     object: Literal["model"]
@@ -421,6 +424,8 @@ class Model(Struct, frozen=True):
     context_length: int
     input_msat_per_token: int
     output_msat_per_token: int
+    infohash: str | None = None
+    magnet: str | None = None
 
     @classmethod
     def of(

@@ -24,14 +24,16 @@ from channels.http.scheme import Credential, Problem
 from channels.lightning import LightningError, LightningUnreachable
 from channels.units import Sat, sat_ceil
 from provider import api
-from provider.answers import Answers, Served, TopupTimeout, Work, last_event, read_work
+from provider.answers import Answers, TopupTimeout, Work, last_event, read_work
 from provider.api import ApiError
 from provider.cashier import Cashier, Node, headers
 from provider.gate import Gate, Ticket
 from provider.ledger import Ledger
 from provider.metrics import CONTENT_TYPE, Metrics
+from provider.serving import Models
 from provider.sessions import Kind, Phase
 from provider.settings import Keys, ProviderSettings
+from provider.sharing import Sharing
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Provider:
-    """models: what is served, by name; the first is offered where a request names none.
+    """models: what is served; the caller closes them. sharing: how others get these models; None
+    where they are not shared.
 
     about: the `oda` member of /v1/models: `node_id`, `address` (host:port for peers), `network`.
     """
@@ -55,24 +58,29 @@ class Provider:
         keys: Keys,
         settings: ProviderSettings,
         network: str,
-        models: Mapping[str, Served],
+        models: Models,
         about: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
+        sharing: Sharing | None = None,
     ) -> None:
         self.settings = settings
-        self.models = dict(models)
+        self.models = models
         self.metrics = Metrics(ledger)
         self.cashier = Cashier(ledger, node, keys, settings, network, clock)
-        self.answers = Answers(self.cashier, settings, self.metrics)
+        self.answers = Answers(self.cashier, settings, self.metrics, models)
         self.gate = Gate(self.cashier, keys)
         self._about = dict(about or {}) | {"network": network}
         self._rate = RateLimit(settings.offers_per_minute)
+        self._sharing = sharing
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=api.MAX_BODY, middlewares=[self._errors])
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models", self._list)
+        app.router.add_get("/v1/models/{model:.+}", self._model)
+        if self._sharing is not None:
+            app.add_routes(self._sharing.routes())
         for path, kind in (("/v1/chat/completions", "chat"), ("/v1/completions", "text")):
             for method in (hdrs.METH_POST, hdrs.METH_GET):
                 app.router.add_route(method, path, self._completions(kind))
@@ -88,18 +96,31 @@ class Provider:
     # Free answers --------------------------------------------------------------------------------
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "models": list(self.models)})
+        return web.json_response({"status": "ok", "models": list(self.models.current)})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _models(self, request: web.Request) -> web.Response:
-        entries = [
-            api.Model.of(name, served.price, served.engine.context_length, served.created)
-            for name, served in self.models.items()
-        ]
-        listed = msgspec.json.decode(api.models(entries), type=dict[str, object])
-        return _json(msgspec.json.encode(listed | {"oda": self._about}))
+    async def _list(self, request: web.Request) -> web.Response:
+        listed = api.models([await self._entry(request, name) for name in self.models.current])
+        document = msgspec.json.decode(listed, type=dict[str, object])
+        return _json(msgspec.json.encode(document | {"oda": self._about}))
+
+    async def _model(self, request: web.Request) -> web.Response:
+        """By its name, or by its infohash."""
+        wanted = request.match_info["model"]
+        for name, served in self.models.current.items():
+            if wanted in (name, served.infohash and served.infohash.hex()):
+                return _json(msgspec.json.encode(await self._entry(request, name)))
+        raise api.unknown_model(wanted)
+
+    async def _entry(self, request: web.Request, name: str) -> api.Model:
+        served = self.models.current[name]
+        entry = api.Model.of(name, served.price, served.engine.context_length, served.created)
+        if served.infohash is None or self._sharing is None:
+            return entry
+        magnet = await self._sharing.magnet(served.infohash, request.url.origin())
+        return msgspec.structs.replace(entry, infohash=served.infohash.hex(), magnet=str(magnet))
 
     # Paid answers --------------------------------------------------------------------------------
 
@@ -134,7 +155,7 @@ class Provider:
         return await self.gate.session(credential, work, body)
 
     def _work(self, kind: str, body: bytes) -> Work:
-        return read_work(kind, body, self.models, self.settings)
+        return read_work(kind, body, self.models.current, self.settings)
 
     async def _refuse(
         self, request: web.Request, kind: str, body: bytes, problem: Problem
@@ -154,10 +175,11 @@ class Provider:
         elif request.method == hdrs.METH_POST:
             raise ApiError("invalid-json", "The request has no body.")
         else:
-            name = request.query.get("model", next(iter(self.models)))
-            if name not in self.models:
+            current = self.models.current
+            name = request.query.get("model", next(iter(current)))
+            if name not in current:
                 raise api.unknown_model(name)
-            served = self.models[name]
+            served = current[name]
         self._rate.take(request.remote or "")
         digest = scheme.body_digest(body) if price is not None else None
         line, challenges = await self.cashier.offers(served.terms, price, digest)

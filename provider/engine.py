@@ -8,31 +8,15 @@ unpaid pause or a crash unchanged.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-from channels.errors import UserError
 from provider.api import Message
 from provider.decoding import Decoding, Token
-from sidechain.model import bundle, trainer
-from sidechain.model.architecture import Architecture, ByteTransformer
-from sidechain.model.bundle import Bundle
-from sidechain.model.dataset import python_documentation
+from provider.models import ServedModel
 from sidechain.model.generate import Generation, one_thread, seen_prompt
-from sidechain.model.trainer import Budget, Progress
-
-log = logging.getLogger(__name__)
-
-MODEL_ID: Final = "oda-pydoc"
-FIRST_TRAINING: Final = Budget(steps=1500, seconds=600)
-"""Half a minute on two quiet cores. Steps, so that a busy machine gets the same model later."""
-SEED: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +33,10 @@ class GenerateRequest:
 class Engine(Protocol):
     @property
     def model_id(self) -> str: ...
+
+    @property
+    def weights_id(self) -> str:
+        """Which weights these are: an answer can only be taken up again with the same."""
 
     @property
     def context_length(self) -> int:
@@ -85,26 +73,21 @@ class TorchEngine:
     turns token by token, and one that is no longer wanted simply queues no further job.
     """
 
-    def __init__(self, model: Bundle) -> None:
+    def __init__(self, model: ServedModel) -> None:
         self._model = model
         self._worker = ThreadPoolExecutor(1, "engine", initializer=one_thread)
 
     @property
     def model_id(self) -> str:
-        return self._model.manifest.name
+        return self._model.name
 
     @property
-    def weights_sha256(self) -> str:
-        """Which weights these are: an answer can only be resumed with the same."""
-        return self._model.manifest.weights_sha256
-
-    @property
-    def holdout_nats_per_byte(self) -> float:
-        return self._model.manifest.holdout_nats_per_byte
+    def weights_id(self) -> str:
+        return self._model.weights_id
 
     @property
     def context_length(self) -> int:
-        return self._model.architecture.context
+        return self._model.module.architecture.context
 
     def count_tokens(self, prompt: bytes) -> int:
         return len(seen_prompt(prompt, self.context_length))
@@ -133,50 +116,3 @@ class TorchEngine:
 
     def close(self) -> None:
         self._worker.shutdown(wait=True)
-
-
-def load_or_train(
-    cache_dir: Path,
-    progress: Progress | None = None,
-    *,
-    budget: Budget = FIRST_TRAINING,
-    architecture: Architecture | None = None,
-) -> TorchEngine:
-    """The model in `cache_dir`, trained there first when there is none that can be read.
-
-    Blocks for as long as the budget of a first training; a second process waits for the first
-    and loads what it trained. `progress` is called with (step, nats per byte, seconds).
-    """
-    directory = cache_dir / MODEL_ID
-    wanted = architecture or ByteTransformer()
-    with _locked(cache_dir / f"{MODEL_ID}.lock"):
-        try:
-            model = bundle.read(directory)
-            if model.architecture == wanted:
-                return TorchEngine(model)
-            log.info("The cached model has another architecture; training a new one.")
-        except UserError as error:
-            if error.reason != "missing-model":
-                log.warning("%s Training a new one in its place.", error)
-        trained = trainer.train(
-            wanted, python_documentation(), budget, seed=SEED, progress=progress
-        )
-        bundle.write(
-            directory,
-            trained.module,
-            name=MODEL_ID,
-            holdout_nats_per_byte=trained.holdout_nats_per_byte,
-            steps=trained.steps,
-            seed=SEED,
-        )
-        # Read back, so that the first run serves exactly what every later one will.
-        return TorchEngine(bundle.read(directory))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock on a file; the system lets go of it even after a kill -9."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

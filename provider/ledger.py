@@ -57,6 +57,7 @@ class Answer:
     id: what a repeated request is known by.
     api: "chat" or "text"; body: the request as it came; seed: the client's or drawn once.
     held: what its input took from the session and no event has spent yet.
+    weights: Engine.weights_id of those that it began with.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Answer:
     events: int = 0
     period: int | None = None
     """What its share is counted under (shares.Period); None for a provider on no sidechain."""
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +432,7 @@ def _first_tables(db: sqlite_utils.Database) -> None:
     columns = {
         f.name: str if f.name in texts else bytes if f.name in ("session", "body") else int
         for f in fields(Answer)
+        if f.name != "weights"  # added below
     }
     db.table("answers").create(columns, pk="id")
     db.table("answers").create_index(["session"])
@@ -451,7 +454,15 @@ def _shares(db: sqlite_utils.Database) -> None:
     share_tables.create(db)
 
 
-MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (_first_tables, _shares)
+def _answers_have_weights(db: sqlite_utils.Database) -> None:
+    db.execute("ALTER TABLE answers ADD COLUMN weights TEXT NOT NULL DEFAULT ''")
+
+
+MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (
+    _first_tables,
+    _shares,
+    _answers_have_weights,
+)
 """Append only: `PRAGMA user_version` counts how many a file has seen."""
 
 

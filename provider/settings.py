@@ -12,6 +12,7 @@ import msgspec
 
 from channels.errors import UserError
 from channels.units import Msat
+from torrent.magnet import Peer, check_url
 
 
 class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +23,9 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     rpc_file: the socket of the node that takes the payments, where it is another one than
         `lightning.rpc_file`.
     node: the embedded node that takes them, where neither is given.
+    url: ours as the world knows it, where that is not the one that requests are sent to.
+    model: what is served: a directory, an infohash or a magnet link; a small one of our own where
+        it is not given. peers: "host:port" of who has it. name: what requests call it.
     input_msat, output_msat: the price of a token.
     tokens_per_second: the pace that is advertised; half of what may be at risk is one deposit.
     max_tokens: of an answer whose request doesn't say, and the most that one may ask for.
@@ -41,6 +45,10 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     rpc_file: Path | None = None
     node: str = "provider"
     realm: str = "oda"
+    url: str | None = None
+    model: str | None = None
+    peers: tuple[str, ...] = ()
+    name: str | None = None
     input_msat: Msat = Msat(50)
     output_msat: Msat = Msat(250)
     tokens_per_second: int = 32
@@ -60,6 +68,10 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         for name in (*least_one, "offer_lifetime", "engine_timeout", "offers_per_minute"):
             if getattr(self, name) < 1:
                 raise UserError("bad-setting", f"provider.{name} must be at least 1.")
+        if self.url is not None:
+            check_url(self.url)
+        for peer in self.peers:
+            Peer.parse(peer)
         if '"' in self.realm or "|" in self.realm or not self.realm.isprintable():
             raise UserError("bad-setting", 'provider.realm may have no " and no |.')
         if (self.tls_cert is None) != (self.tls_key is None):

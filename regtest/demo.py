@@ -16,7 +16,7 @@ import urllib.request
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -33,10 +33,12 @@ from regtest.accounts import Accounts
 from regtest.bitcoind import Miner, find_bitcoind
 from regtest.daemon import Daemon, free_port
 from regtest.network import Network
+from torrent.library import Library
 
 COINS: Final = Sat(1_000_000)
 CHANNEL: Final = Sat(200_000)
 BITCOIND_MB: Final = 40
+ODA: Final = Path(sys.executable).parent / "oda"
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -49,10 +51,13 @@ class Demo:
     cache: Path
     port: int
     network: Network = field(init=False)
+    seeder: Daemon = field(init=False)
     provider: Daemon = field(init=False)
+    magnet: str = ""
 
     def __post_init__(self) -> None:
         self.network = Network(self.data / "regtest", self.cache)
+        self.seeder = Daemon("oda seed", self.data / "seeder")
         self.provider = Daemon("oda provider", self.data / "regtest" / "provider")
 
     @property
@@ -62,10 +67,26 @@ class Demo:
     def socket(self, name: str) -> Path:
         return self.data / "regtest" / "nodes" / name / "lightning-rpc"
 
+    def start_seeder(self, model: Path) -> None:
+        """Somebody else on the network has the model: a program with a data directory of its own.
+
+        What it says first is the magnet link.
+        """
+        there = f"ODA_DATA={self.seeder.directory}"
+        self.seeder.start(["env", there, str(ODA), "seed", str(model), "--json"])
+        self.seeder.wait(self._seeds, 60)
+
+    def _seeds(self) -> bool:
+        said = [line for line in self.seeder.log.read_text().splitlines() if line[:1] == "{"]
+        if said:
+            self.magnet = json.loads(said[0])["torrents"][0]["magnet"]
+        return bool(said)
+
     def start_provider(self) -> None:
         """The provider is a program of its own, so that it can be killed."""
-        oda = Path(sys.executable).parent / "oda"
-        self.provider.start([str(oda), "provider", "--port", str(self.port)])
+        self.provider.start(
+            [str(ODA), "provider", "--model", self.magnet, "--port", str(self.port)]
+        )
         self.provider.wait(self._answers, 120)
 
     def _answers(self) -> bool:
@@ -75,8 +96,15 @@ class Demo:
         except OSError:
             return False
 
+    def model(self) -> dict[str, Any]:
+        """What the provider says that it serves."""
+        with urllib.request.urlopen(f"{self.url}/v1/models", timeout=5) as answer:  # noqa: S310  # as above
+            entry: dict[str, Any] = json.load(answer)["data"][0]
+        return entry
+
     async def down(self) -> None:
         await asyncio.to_thread(self.provider.stop)
+        await asyncio.to_thread(self.seeder.stop)
         await self.network.down()
 
 
@@ -106,14 +134,17 @@ async def tell(demo: Demo) -> dict[str, object]:
     """The whole demo. Returns what its last line says."""
     began = time.monotonic()
     totals = Totals()
-    await prepare(demo)
+    model = await prepare(demo)
 
     step(1, "A network: bitcoind, and a Lightning node each for a user and a provider")
     with progress("Starting") as show:
         await demo.network.up(["user"], COINS, show)
         await demo.network.up(["provider"], Sat(0), show)
-    await asyncio.to_thread(demo.start_provider)
+        show(0, None, "The provider fetches its model")
+        await asyncio.to_thread(demo.start_seeder, model)
+        await asyncio.to_thread(demo.start_provider)
     note(f"The user has {COINS:,} sat on chain, the provider nothing. It sells on {demo.url}")
+    await fetched(demo)
 
     async with Lightning(demo.socket("user")) as user, Lightning(demo.socket("provider")) as seller:
         before = await coins(user), await coins(seller)
@@ -161,18 +192,17 @@ async def tell(demo: Demo) -> dict[str, object]:
     }
 
 
-async def prepare(demo: Demo) -> None:
-    """Stop an earlier run, forget its chain, and have bitcoind and the model at hand."""
+async def prepare(demo: Demo) -> Path:
+    """Stop an earlier run, forget its chain, and have bitcoind and a model at hand."""
     if not (demo.cache / "bitcoind").exists() and shutil.which("bitcoind") is None:
         console.print(f"Downloads bitcoind first: about {BITCOIND_MB} MB, once.")
     await demo.down()
     shutil.rmtree(demo.data, ignore_errors=True)
     with progress("Looking for bitcoind") as show:
         await asyncio.to_thread(find_bitcoind, None, demo.cache, show)
-    # The provider would train its model by itself; here it can be seen.
-    from provider.engine import (
+    from provider.models import (
         FIRST_TRAINING,
-        load_or_train,
+        first_model,
     )  # here, because torch takes its time to import
 
     with progress("Loading the model") as show:
@@ -181,8 +211,16 @@ async def prepare(demo: Demo) -> None:
             label = f"Training a model: {nats_per_byte:.2f} nats/byte"
             show(steps, FIRST_TRAINING.steps, label)
 
-        engine = await asyncio.to_thread(load_or_train, demo.cache / "models", trained)
-        engine.close()
+        return await asyncio.to_thread(first_model, demo.cache / "models", trained)
+
+
+async def fetched(demo: Demo) -> None:
+    """The provider has got its model from the seeder, which is not needed from now on."""
+    (stored,) = Library(demo.data / "regtest" / "torrents", 1 << 40).entries()
+    model = await asyncio.to_thread(demo.model)
+    note(f"{model['id']} came to it over BitTorrent, {stored.record.total:,} bytes by the name")
+    note(f"{model['infohash']}; it seeds them on.")
+    await asyncio.to_thread(demo.seeder.kill)
 
 
 async def open_a_channel(demo: Demo, user: Lightning, seller: Lightning) -> Opening:

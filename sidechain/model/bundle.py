@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -114,6 +115,13 @@ def _module(architecture: Architecture, data: bytes) -> ByteTransformerModule:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise _bad("weights", f"the tensor {name} holds numbers that are not finite")
+    return with_weights(architecture, tensors)
+
+
+def with_weights(
+    architecture: Architecture, tensors: Mapping[str, torch.Tensor]
+) -> ByteTransformerModule:
+    """A module ready to generate with; float32 tensors of the architecture's names and shapes."""
     module = architecture.build()
     module.load_state_dict(tensors)  # copies into memory that torch has aligned
     return module.eval()

@@ -24,11 +24,11 @@ from channels.lightning import (
     PaymentUnknown,
 )
 from channels.units import BlockHeight, Msat, UnixTime
-from provider.answers import Served
 from provider.app import Provider
 from provider.ledger import Ledger
+from provider.serving import Models, Served
 from provider.settings import Keys
-from tests.provider.fakes import MODEL, PACE, PRICE, FakeNode, World
+from tests.provider.fakes import PACE, PRICE, FakeNode, World
 
 LOST = "lost"
 """An outcome: nobody can say, and the node has no trace of it."""
@@ -55,7 +55,7 @@ class Shop(World):
     async def start(self) -> None:
         self.ledger = Ledger(self.path / "provider.sqlite")
         served = Served(self.engine, PRICE, PACE, UnixTime(1_800_000_000))
-        keys, models = Keys(b"k" * 32), {MODEL: served}
+        keys, models = Keys(b"k" * 32), Models([served])
         self.provider = Provider(
             self.ledger, self.node, keys, self.settings, "regtest", models, self.about, self.clock
         )

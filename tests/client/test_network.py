@@ -16,12 +16,12 @@ from channels.units import Sat, UnixTime
 from client.channel import close_channels, open_channel, wait_until_usable
 from client.sdk import Cost, Done, Event, TopUp, connect
 from client.settings import ClientSettings
-from provider.answers import Served
 from provider.app import Provider
 from provider.ledger import Ledger
+from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
 from regtest.network import Network
-from tests.provider.fakes import MODEL, PACE, PRICE, FakeEngine
+from tests.provider.fakes import PACE, PRICE, FakeEngine
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def test_the_whole_way(network: Network, tmp_path: Path) -> None:
             Keys(b"k" * 32),
             ProviderSettings(),
             "regtest",
-            {MODEL: Served(FakeEngine(), PRICE, PACE, UnixTime(0))},
+            Models([Served(FakeEngine(), PRICE, PACE, UnixTime(0))]),
             about,
         )
         server = TestServer(shop.app())

@@ -25,13 +25,13 @@ from channels.lightning import (
     PaymentUnknown,
 )
 from channels.units import Msat, UnixTime
-from provider.answers import Served
 from provider.api import Message
 from provider.app import Provider
 from provider.decoding import Decoding, Token
 from provider.engine import GenerateRequest
 from provider.ledger import Ledger
 from provider.pricing import Price
+from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
 
 MODEL = "letters"
@@ -197,15 +197,16 @@ def _with(invoice: answers.Invoice, **changes: Any) -> answers.Invoice:
 class FakeEngine:
     """Letters that follow from prompt, seed and place. `computed` counts those asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights_id: str = "first", model_id: str = MODEL) -> None:
+        self.weights_id = weights_id
+        self.model_id = model_id
+        self.closed = False
         self.computed = 0
         self.fail_at: int | None = None
         self.stall_at: int | None = None
+        self.hold = asyncio.Event()
+        """What a stall waits for."""
         self.silent = False
-
-    @property
-    def model_id(self) -> str:
-        return MODEL
 
     @property
     def context_length(self) -> int:
@@ -231,8 +232,11 @@ class FakeEngine:
             if place == self.fail_at:
                 raise RuntimeError("out of memory")
             if place == self.stall_at:
-                await asyncio.Event().wait()
-            digest = sha256(b"%d %d " % (request.seed, place) + request.prompt).digest()
+                await self.hold.wait()
+            if self.closed:
+                raise RuntimeError("closed")
+            named = b"" if self.weights_id == "first" else self.weights_id.encode()
+            digest = sha256(named + b"%d %d " % (request.seed, place) + request.prompt).digest()
             self.computed += 1
             place += 1
             token = decoding.feed(ord("a") + digest[0] % 26)
@@ -241,7 +245,7 @@ class FakeEngine:
             yield token
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 class World:
@@ -266,7 +270,7 @@ class World:
             Keys(b"k" * 32),
             self.settings,
             "regtest",
-            {MODEL: served},
+            Models([served]),
             {"node_id": self.node_id.hex(), "address": "127.0.0.1:9735"},
             self.clock,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tests.provider.buyers import (
     paying,
     texts,
 )
-from tests.provider.fakes import MODEL, World
+from tests.provider.fakes import MODEL, FakeEngine, World
 
 
 @pytest.fixture
@@ -243,7 +244,8 @@ async def test_forged_and_malformed_credentials(world: World) -> None:
 
 async def test_a_payment_for_another_model(world: World) -> None:
     headers = await charged(world, chat())
-    world.provider.models["other"] = world.provider.models[MODEL]
+    served = world.provider.models.current[MODEL]
+    world.provider.models.swap(replace(served, engine=FakeEngine(model_id="other")))
     response = await world.client.post(CHAT, json=chat(model="other"), headers=headers)
     assert (response.status, response.headers["x-should-retry"]) == (403, "false")
 

@@ -1,5 +1,4 @@
 import asyncio
-import logging
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -8,17 +7,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from provider import engine as engines
+from provider import models
 from provider.api import Message
 from provider.decoding import Token
-from provider.engine import Engine, GenerateRequest, TorchEngine, load_or_train
-from sidechain.model import bundle
+from provider.engine import Engine, GenerateRequest, TorchEngine
 from sidechain.model.architecture import ByteTransformer
 from sidechain.model.generate import Generation
 from sidechain.model.trainer import Budget
 
 SMALL = ByteTransformer(width=16, blocks=1, heads=4, context=16)
 FEW = Budget(steps=20)
+
+
+def make(cache: Path) -> TorchEngine:
+    return TorchEngine(models.load(models.first_model(cache, budget=FEW, architecture=SMALL)))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(cache: Path) -> Iterator[TorchEngine]:
-    made = load_or_train(cache, budget=FEW, architecture=SMALL)
+    made = make(cache)
     yield made
     made.close()
 
@@ -125,7 +127,7 @@ async def test_leaving_an_answer_stops_the_work(
 
 
 async def test_a_closed_engine_answers_with_an_error(cache: Path) -> None:
-    closed = load_or_train(cache, budget=FEW, architecture=SMALL)
+    closed = make(cache)
     closed.close()
     with pytest.raises(RuntimeError, match="shutdown"):
         await answer(closed, ask())
@@ -141,40 +143,3 @@ def test_the_tokens_that_count_are_those_the_model_sees(engine: TorchEngine) -> 
 def test_a_conversation_becomes_paragraphs(engine: TorchEngine) -> None:
     messages = [Message("system", "Be brief."), Message("user", "What is é?")]
     assert engine.render_chat(messages) == "Be brief.\n\nWhat is é?\n\n".encode()
-
-
-def test_the_second_start_loads_what_the_first_trained(cache: Path, engine: TorchEngine) -> None:
-    again = load_or_train(cache, not_called, budget=FEW, architecture=SMALL)
-    assert again.weights_sha256 == engine.weights_sha256
-    assert again.model_id == engine.model_id == "oda-pydoc"
-    again.close()
-
-
-def not_called(step: int, nats_per_byte: float, seconds: float) -> None:
-    raise AssertionError("trained although there was a model")
-
-
-def test_a_corrupt_model_is_trained_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = load_or_train(tmp_path, budget=FEW, architecture=SMALL)
-    weights = tmp_path / engines.MODEL_ID / bundle.WEIGHTS
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    steps: list[int] = []
-    with caplog.at_level(logging.WARNING):
-        second = load_or_train(
-            tmp_path, lambda step, *_: steps.append(step), budget=FEW, architecture=SMALL
-        )
-    assert "Training a new one in its place." in caplog.text
-    assert steps == [1, 11, 20]
-    assert second.weights_sha256 == first.weights_sha256
-    first.close()
-    second.close()
-
-
-def test_another_architecture_is_trained_anew(tmp_path: Path) -> None:
-    load_or_train(tmp_path, budget=FEW, architecture=SMALL).close()
-    wider = ByteTransformer(width=32, blocks=1, heads=2, context=8)
-    made = load_or_train(tmp_path, budget=FEW, architecture=wider)
-    assert made.context_length == 8
-    made.close()

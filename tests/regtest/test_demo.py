@@ -65,6 +65,7 @@ def test_the_demo_and_the_readme(environ: dict[str, str], tmp_path: Path) -> Non
     per_answer = [int(n) for n in re.findall(r"(\d+) top-ups .* on one connection", output)]
     assert max(per_answer) >= 3
     assert "As far as it went it is what" in output
+    assert "oda-pydoc came to it over BitTorrent" in output
 
     by_hand(environ, tmp_path, output)
 
