@@ -25,7 +25,10 @@ PATIENCE = 24 * 3600
 
 
 class Chain(Protocol):
-    """What is asked of the sidechain; a light client answers it (lineage.py)."""
+    """What is asked of the sidechain; a light client answers it."""
+
+    def check_tip(self, provenance: Provenance) -> None:
+        """Raises RemoteProtocolError where its block is not a recent one of our own chain."""
 
     async def beneficiaries(self, provenance: Provenance) -> Beneficiaries:
         """Who is owed for what was served under it. Raises OdaError where that can't be known."""

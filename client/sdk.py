@@ -23,14 +23,18 @@ from typing import Any, Final
 
 import aiohttp
 
+from channels import receipts
 from channels.errors import LocalProtocolError, RemoteProtocolError, UserError
 from channels.http.payer import Caps, ClientSession, Phase
+from channels.http.session import Provenance
 from channels.lightning import Lightning, LightningUnreachable
+from channels.receipts import Receipt, Transcript
 from channels.settings import Network, load_settings
 from channels.units import UnixTime, msat
 from client.answer import Answer, Cost, Done, Event, Interrupted, Question, Text, TopUp
 from client.channel import USABLE
 from client.provider import Catalogue, Provider, ProviderRefused
+from client.receipts import Chain, Checked, check, transcript
 from client.session import CLOSED, UNKNOWN_CHALLENGE, Node, PaidSession, Refund
 from client.settings import (
     ClientSettings,
@@ -68,10 +72,12 @@ async def connect(
     network: Network | None = None,
     settings: ClientSettings | None = None,
     store: Path | None = None,
+    chain: Chain | None = None,
 ) -> AsyncIterator[Client]:
     """A client of one provider; what is not given comes from the settings.
 
     lightning: the node that pays, or its RPC socket. store: the file where sessions are kept.
+    chain: the sidechain, to check whose work is served and who is paid for it.
     Raises OdaError `provider-unreachable`, `lightning-unreachable`, `wrong-network`,
     `provider-changed`.
     """
@@ -85,7 +91,8 @@ async def connect(
         http = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
         kept = Store(store or store_file(general))
         stack.callback(kept.close)
-        client = Client(Provider(provider or settings.provider, http), lightning, kept, settings)
+        seller = Provider(provider or settings.provider, http)
+        client = Client(seller, lightning, kept, settings, chain)
         await client.meet(network)
         stack.push_async_callback(client.release)
         yield client
@@ -95,8 +102,14 @@ class Client:
     """Sessions with one provider, one per model. Build it with `connect`."""
 
     def __init__(
-        self, provider: Provider, node: Node, store: Store, settings: ClientSettings
+        self,
+        provider: Provider,
+        node: Node,
+        store: Store,
+        settings: ClientSettings,
+        chain: Chain | None = None,
     ) -> None:
+        self._chain = chain
         self._provider = provider
         self._node = node
         self._store = store
@@ -232,6 +245,34 @@ class Client:
             await self._let_go(session)
         return refunds
 
+    async def receipt(self, number: int) -> Receipt:
+        """The receipt of a closed session as the provider has it now; it is kept.
+
+        Raises ProviderRefused where the provider gives none, UserError `no-transcript`.
+        """
+        row = self._store.session(number)
+        seen = self._transcript(row)
+        receipt = await self._provider.receipt(seen.session, row.value.bearer_secret)
+        # What is kept is what was once checked: the provider can't take it back.
+        receipts.check_statement(receipt, seen)
+        self._store.save_receipt(number, receipt.encode())
+        return receipt
+
+    async def check_receipt(self, number: int, receipt: Receipt | None = None) -> Checked:
+        """Hold a receipt, by default a fresh one, against what we saw and what the chain says.
+
+        Raises RemoteProtocolError with the reason of what does not hold.
+        """
+        receipt = receipt or await self.receipt(number)
+        return await check(
+            receipt, self._transcript(self._store.session(number)), number, self._chain
+        )
+
+    def _transcript(self, row: SessionRow) -> Transcript:
+        if self._payee is None:
+            raise UserError("no-transcript", "The provider never said which node it is.")
+        return transcript(row, self._store, self._payee)
+
     async def _session(self, model: str) -> PaidSession:
         """The session for a model: ours, one that an earlier process left, or a new one."""
         if model in self._sessions:
@@ -267,7 +308,12 @@ class Client:
             self._provider,
             max_day=msat(self._settings.max_day_sat),
             routing_fee_percent=self._settings.routing_fee_percent,
+            check_tip=self._check_tip,
         )
+
+    def _check_tip(self, provenance: Provenance) -> None:
+        if self._chain is not None:
+            self._chain.check_tip(provenance)
 
     async def _let_go(self, session: PaidSession) -> None:
         self._sessions = {m: s for m, s in self._sessions.items() if s is not session}
@@ -284,6 +330,8 @@ class Client:
             max_output_msat=settings.max_output_msat,
             max_exposure=msat(settings.max_exposure_sat),
             max_session=msat(settings.max_session_sat),
+            min_trainer_ppm=settings.min_trainer_ppm,
+            min_producers_ppm=settings.min_producers_ppm,
         )
 
 

@@ -29,6 +29,7 @@ from channels.http.payer import (
     Step,
 )
 from channels.http.scheme import Challenge, Credential
+from channels.http.session import Provenance
 from channels.lightning import (
     PaymentComplete,
     PaymentFailed,
@@ -108,7 +109,10 @@ class Refund:
 
 
 class PaidSession:
-    """max_day: the user's cap over all sessions; routing_fee_percent: 0 pays no routing fee."""
+    """max_day: the user's cap over all sessions; routing_fee_percent: 0 pays no routing fee.
+
+    check_tip: raises for a provenance that is not as of our own chain's tip.
+    """
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class PaidSession:
         *,
         max_day: Msat,
         routing_fee_percent: int,
+        check_tip: Callable[[Provenance], None] = lambda provenance: None,
     ) -> None:
         self.number = row.number
         self.value = row.value
@@ -128,6 +133,7 @@ class PaidSession:
         self._node = node
         self._max_day = max_day
         self._routing_fee_percent = routing_fee_percent
+        self._check_tip = check_tip
 
     @staticmethod
     def now() -> UnixTime:
@@ -162,7 +168,10 @@ class PaidSession:
         return effects
 
     def offered(self, challenges: Sequence[Challenge]) -> None:
-        self.value = self.value.offered(challenges, self.now())
+        value = self.value.offered(challenges, self.now())
+        if value.provenances != self.value.provenances:
+            self._check_tip(value.provenances[-1])
+        self.value = value
 
     # Opening and asking --------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from provider.pricing import prefill_steps
 from provider.serving import Models, Served
 from provider.sessions import NOTHING, Kind, Session
 from provider.settings import ProviderSettings
+from provider.share_book import ShareBook
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +105,19 @@ def read_work(
 
 class Answers:
     def __init__(
-        self, cashier: Cashier, settings: ProviderSettings, metrics: Metrics, models: Models
+        self,
+        cashier: Cashier,
+        settings: ProviderSettings,
+        metrics: Metrics,
+        models: Models,
+        book: ShareBook | None = None,
     ) -> None:
         self._cashier = cashier
         self._ledger = cashier.ledger
         self._settings = settings
         self._metrics = metrics
         self._models = models
+        self._book = book
         self._slots = asyncio.Semaphore(settings.capacity)
         self._owners: dict[str, asyncio.Task[object]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -133,15 +140,19 @@ class Answers:
             if answer.status is AnswerStatus.FINISHED:
                 return
             already = [token for event in logged for token in event.tokens]
-            work, answer = self._with_its_weights(work, answer)
+            work, answer = self._as_it_began(work, answer)
             async with self._slots:
                 with self._models.using(work.served):
                     await self._go_on(answer, work, already, write)
 
-    def _with_its_weights(self, work: Work, answer: Answer) -> tuple[Work, Answer]:
-        """An answer ends with the weights that it began with, whatever is served by now."""
+    def _as_it_began(self, work: Work, answer: Answer) -> tuple[Work, Answer]:
+        """An answer ends with the weights that it began with, whatever is served by now, and all
+        of it is counted under one provenance."""
         if answer.completion_tokens == 0:
-            answer = replace(answer, weights=work.served.engine.weights_id)
+            period = None
+            if self._book is not None:
+                period = self._book.begin(self._session(answer), work.served)
+            answer = replace(answer, weights=work.served.engine.weights_id, period=period)
             self._ledger.save_answer(answer)
             return work, answer
         served = self._models.with_weights(work.request.model, answer.weights)
@@ -236,6 +247,8 @@ class Answers:
         if tokens:
             stored = sessions.deliver(self._session(answer), held, cost, self._cashier.now())
             self._ledger.save_session(stored)
+            if self._book is not None:
+                self._book.spend(answer.session, answer.period, Msat(held + cost))
             self._count(answer, len(tokens))
             spent = Msat(answer.spent + held + cost)
             answer = replace(answer, held=NOTHING, spent=spent, completion_tokens=completion_tokens)
@@ -319,6 +332,7 @@ class Answers:
             answer = self._answer(answer_id)
             if answer.status is AnswerStatus.FINISHED:
                 return self._ledger.events(answer_id)[0].data
+            work, answer = self._as_it_began(work, answer)
             async with self._slots:
                 stored = self._session(answer)
                 most = work.most(stored.terms)

@@ -13,6 +13,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Final
 
 import msgspec
@@ -33,6 +34,7 @@ from provider.metrics import CONTENT_TYPE, Metrics
 from provider.serving import Models
 from provider.sessions import Kind, Phase
 from provider.settings import Keys, ProviderSettings
+from provider.share_desk import ShareDesk
 from provider.sharing import Sharing
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 class Provider:
     """models: what is served; the caller closes them. sharing: how others get these models; None
-    where they are not shared.
+    where they are not shared. desk: passes on shares; None for a provider on no sidechain.
 
     about: the `oda` member of /v1/models: `node_id`, `address` (host:port for peers), `network`.
     """
@@ -62,12 +64,15 @@ class Provider:
         about: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
         sharing: Sharing | None = None,
+        desk: ShareDesk | None = None,
     ) -> None:
         self.settings = settings
         self.models = models
         self.metrics = Metrics(ledger)
-        self.cashier = Cashier(ledger, node, keys, settings, network, clock)
-        self.answers = Answers(self.cashier, settings, self.metrics, models)
+        self.desk = desk
+        self.cashier = Cashier(ledger, node, keys, settings, network, clock, desk)
+        book = None if desk is None else desk.book
+        self.answers = Answers(self.cashier, settings, self.metrics, models, book)
         self.gate = Gate(self.cashier, keys)
         self._about = dict(about or {}) | {"network": network}
         self._rate = RateLimit(settings.offers_per_minute)
@@ -81,6 +86,8 @@ class Provider:
         app.router.add_get("/v1/models/{model:.+}", self._model)
         if self._sharing is not None:
             app.add_routes(self._sharing.routes())
+        if self.desk is not None:
+            app.add_routes(self.desk.routes())
         for path, kind in (("/v1/chat/completions", "chat"), ("/v1/completions", "text")):
             for method in (hdrs.METH_POST, hdrs.METH_GET):
                 app.router.add_route(method, path, self._completions(kind))
@@ -89,7 +96,10 @@ class Provider:
 
     async def _running(self, app: web.Application) -> AsyncGenerator[None, None]:
         await self.cashier.start()
-        yield
+        async with AsyncExitStack() as stack:
+            if self.desk is not None:
+                await stack.enter_async_context(self.desk.running())
+            yield
         await self.cashier.stop()
         self.cashier.ledger.commit()
 

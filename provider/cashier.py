@@ -42,6 +42,7 @@ from provider.sessions import (
     Wake,
 )
 from provider.settings import Keys, ProviderSettings
+from provider.share_book import Backing
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +104,21 @@ class Node(Protocol):
     ) -> PaymentOutcome: ...
 
 
+class Provenances(Protocol):
+    """What is used of share_desk.ShareDesk."""
+
+    def backing(self, model: str) -> Backing | None:
+        """What the sidechain says now of the model of a name."""
+
+    def sent(self, session: bytes, backing: Backing) -> None:
+        """A challenge that says so goes to a session."""
+
+
 class Cashier:
-    """network: of the node, in the draft's words ("regtest", "signet", "mainnet")."""
+    """network: of the node, in the draft's words ("regtest", "signet", "mainnet").
+
+    desk: knows the provenance that challenges name; None for a provider on no sidechain.
+    """
 
     def __init__(
         self,
@@ -114,8 +128,10 @@ class Cashier:
         settings: ProviderSettings,
         network: str,
         clock: Callable[[], float] = time.time,
+        desk: Provenances | None = None,
     ) -> None:
         self.ledger = ledger
+        self._desk = desk
         self._node = node
         self._keys = keys
         self._settings = settings
@@ -278,6 +294,9 @@ class Cashier:
         return Offer(payment_hash, label, made.bolt11, amount, expires_at, terms)
 
     def _session_challenge(self, offer: Offer, session_id: bytes | None) -> Challenge:
+        backing = None if self._desk is None else self._desk.backing(offer.terms.model)
+        if self._desk is not None and backing is not None and session_id is not None:
+            self._desk.sent(session_id, backing)
         return session.offer(
             self._keys.challenges,
             realm=self._settings.realm,
@@ -289,6 +308,7 @@ class Cashier:
             idle_timeout=self._settings.idle_timeout,
             nonce=secrets.token_hex(8),
             session=session_id,
+            provenance=None if backing is None else backing.provenance,
         )
 
     def _charge_challenge(self, offer: Offer, digest: str | None) -> Challenge:

@@ -17,23 +17,36 @@ from channels.http.session import Terms
 from channels.units import UnixTime
 from provider.engine import Engine
 from provider.pricing import Price
+from sidechain.fees import Terms as Shares
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model on offer. infohash: of its directory, where the provider shares it."""
+    """A model on offer. infohash: of its directory, where the provider shares it.
+
+    model, weights_root: what it is on the sidechain; None for one that is not. shares: what is
+    passed on to those who made it; None for a provider on no sidechain.
+    """
 
     engine: Engine
     price: Price
     tokens_per_second: int
     created: UnixTime
     infohash: bytes | None = None
+    model: bytes | None = None
+    weights_root: bytes | None = None
+    shares: Shares | None = None
 
     @property
     def terms(self) -> Terms:
-        price = self.price
+        price, shares = self.price, self.shares
         return Terms(
-            self.engine.model_id, price.input_msat, price.output_msat, self.tokens_per_second
+            self.engine.model_id,
+            price.input_msat,
+            price.output_msat,
+            self.tokens_per_second,
+            0 if shares is None else shares.trainer_ppm,
+            0 if shares is None else shares.producers_ppm,
         )
 
 

@@ -24,11 +24,7 @@ from channels.lightning import (
     PaymentUnknown,
 )
 from channels.units import BlockHeight, Msat, UnixTime
-from provider.app import Provider
-from provider.ledger import Ledger
-from provider.serving import Models, Served
-from provider.settings import Keys
-from tests.provider.fakes import PACE, PRICE, FakeNode, World
+from tests.provider.fakes import FakeNode, World
 
 LOST = "lost"
 """An outcome: nobody can say, and the node has no trace of it."""
@@ -48,17 +44,8 @@ class Shop(World):
             if told is not None:
                 response.headers.add("WWW-Authenticate", told.to_header())
 
-    @property
-    def about(self) -> dict[str, str]:
-        return {"node_id": self.node_id.hex(), "address": "127.0.0.1:9735"}
-
     async def start(self) -> None:
-        self.ledger = Ledger(self.path / "provider.sqlite")
-        served = Served(self.engine, PRICE, PACE, UnixTime(1_800_000_000))
-        keys, models = Keys(b"k" * 32), Models([served])
-        self.provider = Provider(
-            self.ledger, self.node, keys, self.settings, "regtest", models, self.about, self.clock
-        )
+        self.open_shop()
         app = self.provider.app()
         app.on_response_prepare.append(self._tamper)
         server = TestServer(app, port=self.port)
@@ -75,7 +62,7 @@ class Shop(World):
         again = self.killed(to)
         shop = Shop(again.path)
         shop.node, shop.clock, shop.engine = self.node, self.clock, self.engine
-        shop.settings, shop.port = self.settings, self.port
+        shop.settings, shop.port, shop.payees = self.settings, self.port, self.payees
         await self.stop()
         return shop
 

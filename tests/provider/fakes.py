@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,12 @@ from provider.ledger import Ledger
 from provider.pricing import Price
 from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
+from tests.provider.clock import Clock
+from tests.provider.payees import SHARES, PayeeWorld
 
 MODEL = "letters"
 PRICE = Price(Msat(50), Msat(250))
 PACE = 10  # deposits of 8 sat, D is 16 sat
-
-
-class Clock:
-    """It stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return 1_800_000_000 + self.ahead
 
 
 @dataclass
@@ -257,26 +249,44 @@ class World:
         self.node = FakeNode(self.clock)
         self.engine = FakeEngine()
         self.settings = ProviderSettings(tokens_per_second=PACE, **settings)
+        self.payees: PayeeWorld | None = None
         self.client: TestClient[Any, Any]
         self.provider: Provider
         self.ledger: Ledger
 
     async def start(self) -> None:
+        self.open_shop()
+        server = TestServer(self.provider.app())
+        await server.start_server(shutdown_timeout=0.1)
+        self.client = TestClient(server)
+
+    def open_shop(self) -> None:
+        """The provider as it starts: ledger, model, and a desk where there are payees."""
         self.ledger = Ledger(self.path / "provider.sqlite")
         served = Served(self.engine, PRICE, PACE, UnixTime(1_800_000_000))
+        desk, models = None, Models([served])
+        if self.payees is not None:
+            provenance = self.payees.provenance
+            models.swap(
+                replace(
+                    served,
+                    model=provenance.model,
+                    weights_root=provenance.weights_root,
+                    shares=SHARES,
+                )
+            )
+            desk = self.payees.desk(self.ledger, models, self.clock)
         self.provider = Provider(
             self.ledger,
             self.node,
             Keys(b"k" * 32),
             self.settings,
             "regtest",
-            Models([served]),
+            models,
             {"node_id": self.node_id.hex(), "address": "127.0.0.1:9735"},
             self.clock,
+            desk=desk,
         )
-        server = TestServer(self.provider.app())
-        await server.start_server(shutdown_timeout=0.1)
-        self.client = TestClient(server)
 
     async def stop(self) -> None:
         await self.client.close()

@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from channels.bolt import invoice as bolt11
-from channels.bolt import keys
+from channels.bolt import keys, signmessage
 from channels.errors import RemoteProtocolError
+from channels.http.session import Provenance
 from channels.lightning import PaymentComplete, PaymentFailed, PaymentOutcome, PaymentUnknown
 from channels.receipts import description
 from channels.sum_tree import Sum
 from channels.units import Msat, UnixTime
-from provider.settlement import PayTo
-from tests.provider.fakes import Clock
+from provider.ledger import Ledger
+from provider.serving import Models
+from provider.settlement import PayTo, Rules
+from provider.share_book import Backing
+from provider.share_desk import ShareDesk
+from sidechain.fees import Beneficiaries, Terms
+from tests.provider.clock import Clock
 
+SHARES = Terms(50_000, 10_000)
 PROVIDER = b"\x11" * 32
 
 
@@ -64,7 +71,21 @@ class Payee:
 
 
 class PayeeWorld:
-    """Implements settlement's Payees, Payer and Ask."""
+    """Implements settlement's Payees, Payer and Ask, and is a sidechain on which the people are
+    trainer, producer of the last block and producer of the one that took the weights."""
+
+    provenance = Provenance(7, b"\x81" * 32, b"\x61" * 32, b"\x71" * 32)
+
+    def backing(self, model: bytes | None, weights_root: bytes | None) -> Backing | None:
+        keys = [person.key for person in self.people]
+        return Backing(self.provenance, Beneficiaries(keys[0], keys[1], keys[2]))
+
+    async def signmessage(self, message: str) -> str:
+        return signmessage.sign(PROVIDER, message)[1]
+
+    def desk(self, ledger: Ledger, models: Models, clock: Clock) -> ShareDesk:
+        rules = Rules("regtest", keys.public_key(PROVIDER), b"\x77" * 32, seconds=0)
+        return ShareDesk(ledger, models, self, self, self, self.ask, rules, clock)
 
     def __init__(self, *names: str, seed: int = 0) -> None:
         self.clock = Clock()

@@ -22,7 +22,8 @@ from provider.ledger import Ledger
 from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
 from provider.sharing import Sharing, obtain
-from tests.provider.fakes import MODEL, PACE, PRICE, Clock, FakeEngine, FakeNode
+from tests.provider.clock import Clock
+from tests.provider.fakes import MODEL, PACE, PRICE, FakeEngine, FakeNode
 from tests.torrent.nodes import node
 from tests.torrent.samples import fill
 from tests.torrent.test_swarm import same

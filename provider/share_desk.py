@@ -1,0 +1,94 @@
+"""Everything about shares in one place: counted, settled, and told to the users who spent."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
+from typing import Protocol
+
+from aiohttp import hdrs, web
+
+from channels.http.scheme import Problem
+from channels.units import Msat
+from provider.ledger import Ledger
+from provider.serving import Models
+from provider.settlement import Ask, Payees, Payer, Rules, Settlement
+from provider.share_book import Backing, Lineage, ShareBook
+from provider.share_ledger import ShareLedger
+from provider.statements import Signer, Statements
+
+
+class Node(Payer, Signer, Protocol):
+    """What is used of channels.lightning.Lightning."""
+
+
+class ShareDesk:
+    def __init__(
+        self,
+        ledger: Ledger,
+        models: Models,
+        lineage: Lineage,
+        payees: Payees,
+        node: Node,
+        ask: Ask,
+        rules: Rules,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ledger = ledger
+        self._models = models
+        self.shares = ShareLedger(ledger)
+        self.book = ShareBook(self.shares, lineage)
+        self.settlement = Settlement(self.shares, node, payees, ask, rules, clock)
+        self._statements = Statements(self.shares, node, rules.network, rules.node_id, rules.secret)
+
+    def backing(self, model: str) -> Backing | None:
+        """What the sidechain says now of the model of a name."""
+        served = self._models.current.get(model)
+        return None if served is None else self.book.current(served)
+
+    def sent(self, session: bytes, backing: Backing) -> None:
+        """A challenge that says so goes to a session."""
+        self.book.sent(session, backing)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Settles while the block runs. What is left is settled after the next start."""
+        task = asyncio.create_task(self.settlement.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/v1/receipts/{session:[0-9a-f]{64}}", self._receipt)]
+
+    async def _receipt(self, request: web.Request) -> web.Response:
+        """For whoever has the session's secret: what it bought is nobody else's business."""
+        session = self._ledger.session(bytes.fromhex(request.match_info["session"]))
+        secret = request.headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ")
+        if session is None or not _is_secret(secret, session.known.secret_hash):
+            raise Problem("lightning/session-not-found", "There is no such session of yours.", 404)
+        receipt = await self._statements.receipt(session)
+        if receipt is None:
+            raise Problem(
+                "lightning/session-open", "A receipt is given when the session is closed.", 409
+            )
+        return web.Response(body=receipt.encode(), content_type="application/json")
+
+    def carried(self) -> dict[bytes, Msat]:
+        """By key, what is owed and in no batch yet."""
+        return {key: Msat(sum(owed.values())) for key, owed in self.settlement.carried().items()}
+
+
+def _is_secret(text: str, expected: bytes) -> bool:
+    try:
+        secret = bytes.fromhex(text)
+    except ValueError:
+        return False
+    return hmac.compare_digest(sha256(secret).digest(), expected)
