@@ -163,6 +163,11 @@ class Answer:
         self._must_top_up = False
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the stream can't go on before our payment reaches the provider."""
+        return self._must_top_up
+
+    @property
     def cost(self) -> Cost:
         value = self._session.value
         self._limit = max(self._limit, value.exposure_limit)
@@ -346,6 +351,17 @@ class Answer:
             self._session.served(*new)
             self._top_up_ahead()
 
+    def _count_input(self, spent: Msat) -> None:
+        """Where event ids say nothing, the question's tokens are counted at the end, with the
+        usage. What was charged for them before shows in what was spent."""
+        value = self._session.value
+        if self._input or not self._output or value.terms is None or not value.terms.input_msat:
+            return
+        tokens, rest = divmod(spent - value.served, value.terms.input_msat)
+        if not rest and 0 < tokens <= self._question.max_input:
+            self._input = tokens
+            self._session.served(tokens, 0)
+
     def _top_up_ahead(self) -> None:
         """Pay the next deposit if it is due. One that failed, or that a cap forbids, is tried
         again when the provider needs it."""
@@ -369,6 +385,7 @@ class Answer:
         session = self._session
         spent = spent_msat(data, "balanceSpentMsat")
         if spent is not None:
+            self._count_input(spent)
             session.spent_is(spent, self.row.id)
         offers = parse_challenges(str(data.get("challenge", "")))
         if any(session.has_paid(offer) for offer in offers):

@@ -16,15 +16,15 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
 from channels import receipts
-from channels.errors import LocalProtocolError, RemoteProtocolError, UserError
+from channels.errors import LocalProtocolError, OdaError, RemoteProtocolError, UserError
 from channels.http.payer import Caps, ClientSession, Phase
 from channels.http.session import Provenance
 from channels.lightning import Lightning, LightningUnreachable
@@ -33,8 +33,11 @@ from channels.settings import Network, load_settings
 from channels.units import UnixTime, msat
 from client.answer import Answer, Cost, Done, Event, Interrupted, Question, Text, TopUp
 from client.channel import USABLE
+from client.judge import FaultKind, Judge, Limits
+from client.judging import BadAnswer, Watched
 from client.provider import Catalogue, Provider, ProviderRefused
 from client.receipts import Chain, Checked, check, transcript
+from client.reputation import Record, fault, good_answer
 from client.session import CLOSED, UNKNOWN_CHALLENGE, Node, PaidSession, Refund
 from client.settings import (
     ClientSettings,
@@ -42,6 +45,7 @@ from client.settings import (
     load_client_settings,
     store_file,
 )
+from client.spot_check import OwnCopies
 from client.store import SessionRow, Store
 
 __all__ = [
@@ -110,6 +114,7 @@ class Client:
         chain: Chain | None = None,
     ) -> None:
         self._chain = chain
+        self._copies = OwnCopies(settings.models)
         self._provider = provider
         self._node = node
         self._store = store
@@ -175,6 +180,8 @@ class Client:
         """
         name = model or self._default_model()
         stops = stop if stop is None or isinstance(stop, str) else list(stop)
+        # With a seed of our own an answer can be checked: it follows from what was asked.
+        seed = secrets.randbits(31) if seed is None else seed
         given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stops}
         question = self._question(name, messages, given)
         for attempt in range(2):
@@ -187,24 +194,61 @@ class Client:
             try:
                 sent = await session.credential(question.body)
                 answer = Answer(session, question, sent)
-                async with aclosing(answer.events()) as events:
+                watched = self._watched(answer, session, _messages(messages), given)
+                async with aclosing(watched.events()) as events:
                     async for event in events:
                         yield event
+                if (latency := watched.latency_ms) is not None:
+                    self._remember(lambda record: good_answer(record, latency))
                 return
-            except ProviderRefused as refusal:
-                # Before its first event an answer may be asked for anew: nothing was charged.
-                if attempt or refusal.reason not in (CLOSED, UNKNOWN_CHALLENGE):
+            except BadAnswer as bad:
+                await self._leave(session, bad.fault.kind)
+                raise
+            except RemoteProtocolError as error:
+                if error.reason == "overcharged":
+                    self._remember(lambda record: fault(record, FaultKind.OVERCHARGE))
+                if attempt or not isinstance(error, ProviderRefused):
                     raise
-                if refusal.reason == CLOSED:
-                    await session.was_closed()
-                    await self._let_go(session)
-                else:
-                    session.forget_challenge()
+                await self._again(session, error)
             finally:
                 self._answering.discard(session.number)
                 if session.value.phase is Phase.NEW:
                     await self._let_go(session)
                     self._store.forget(session.number)
+
+    async def _again(self, session: PaidSession, refusal: ProviderRefused) -> None:
+        """Before its first event an answer may be asked for anew: nothing was charged. Raises what
+        another try won't mend."""
+        if refusal.reason == CLOSED:
+            await session.was_closed()
+            await self._let_go(session)
+        elif refusal.reason == UNKNOWN_CHALLENGE:
+            session.forget_challenge()
+        else:
+            raise refusal
+
+    def _watched(
+        self,
+        answer: Answer,
+        session: PaidSession,
+        messages: Sequence[Message],
+        given: dict[str, Any],
+    ) -> Watched:
+        judge = Judge(Limits(stall=self._settings.stall_seconds), time.monotonic())
+        texts = [message["content"] for message in messages]
+        return Watched(answer, session, judge, self._copies, texts, given)
+
+    async def _leave(self, session: PaidSession, kind: FaultKind) -> None:
+        """The end of a session that a fault ended: what is unspent comes back."""
+        self._remember(lambda record: fault(record, kind))
+        # Whatever is not clear about the refund yet, `oda close` finds out.
+        with suppress(OdaError):
+            await session.close()
+            await self._let_go(session)
+
+    def _remember(self, change: Callable[[Record], Record]) -> None:
+        if self._payee is not None:
+            self._store.remember(self._payee, change)
 
     def _question(
         self, model: str, messages: str | Sequence[Message], given: dict[str, Any]

@@ -22,6 +22,7 @@ from channels.errors import UserError
 from channels.http.payer import NOTHING, ClientSession, DepositStatus, Phase
 from channels.receipts import NO_EVENTS, ReadAnswer
 from channels.units import Msat, UnixTime
+from client.reputation import Record
 
 DAY: Final = 24 * 3600
 
@@ -203,6 +204,28 @@ class Store:
             for row in rows
         }
 
+    # Reputations ---------------------------------------------------------------------------------
+
+    def reputation(self, node_id: str) -> Record:
+        row = self._db.execute(
+            "SELECT answers, faults, latency_ms FROM reputations WHERE node_id = ?", (node_id,)
+        ).fetchone()
+        if row is None:
+            return Record()
+        faults = msgspec.json.decode(row["faults"], type=dict[str, int])
+        return Record(row["answers"], faults, row["latency_ms"])
+
+    def remember(self, node_id: str, change: Callable[[Record], Record]) -> Record:
+        """Change what is remembered of a provider, whatever other processes remember of it."""
+        with self._transaction():
+            record = change(self.reputation(node_id))
+            self._db.execute(
+                "INSERT OR REPLACE INTO reputations (node_id, answers, faults, latency_ms) "
+                "VALUES (?, ?, ?, ?)",
+                (node_id, record.answers, msgspec.json.encode(record.faults), record.latency_ms),
+            )
+        return record
+
     # Receipts ------------------------------------------------------------------------------------
 
     def save_receipt(self, number: int, receipt: bytes) -> None:
@@ -337,9 +360,16 @@ def _receipts(db: sqlite_utils.Database) -> None:
     db.table("receipts").create({"session": int, "receipt": bytes}, pk="session")
 
 
+def _reputations(db: sqlite_utils.Database) -> None:
+    db.table("reputations").create(
+        {"node_id": str, "answers": int, "faults": bytes, "latency_ms": int}, pk="node_id"
+    )
+
+
 MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (
     _first_tables,
     _receipts,
+    _reputations,
 )
 """Append only: `PRAGMA user_version` counts how many a file has seen."""
 

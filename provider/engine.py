@@ -17,6 +17,7 @@ from provider.api import Message
 from provider.decoding import Decoding, Token
 from provider.models import ServedModel
 from sidechain.model.generate import Generation, one_thread, seen_prompt
+from sidechain.model.prompt import render_chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,7 @@ class TorchEngine:
         return len(seen_prompt(prompt, self.context_length))
 
     def render_chat(self, messages: Sequence[Message]) -> bytes:
-        # The model knows paragraphs of text, not roles: a conversation is read as paragraphs,
-        # and the answer is what would follow them.
-        return "".join(f"{message.text}\n\n" for message in messages).encode()
+        return render_chat(message.text for message in messages)
 
     def replay(self, request: GenerateRequest, already: Sequence[int]) -> tuple[Token, ...]:
         return Decoding(request.max_tokens, request.stop).replay(already)
