@@ -1,4 +1,4 @@
-"""`oda regtest up --lightningd`: the same network of Core Lightning's nodes, where it is installed."""
+"""`oda regtest up --lightningd`: the same network, of Core Lightning where it is installed."""
 
 from __future__ import annotations
 
