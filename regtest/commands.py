@@ -15,19 +15,14 @@ from channels.terminal import JsonFlag, print_json, progress, run
 from channels.units import Sat
 
 if TYPE_CHECKING:
-    from regtest.network import Kind, Network, Status
+    from regtest.network import Network, Status
 
 
 class RegtestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[regtest]`.
-
-    nodes: who is started by `up`; coins: satoshis that each is given at first.
-    lightningd: new nodes are Core Lightning's, from PATH, instead of embedded ones.
-    """
+    """`[regtest]`. nodes: who is started by `up`; coins: satoshis that each is given at first."""
 
     nodes: tuple[str, ...] = ("user", "provider")
     coins: Sat = Sat(1_000_000)
-    lightningd: bool = False
 
 
 BitcoindFlag = Annotated[Path | None, typer.Option("--bitcoind", help="The bitcoind to run.")]
@@ -47,19 +42,15 @@ def mount(root: typer.Typer) -> None:
 def up(
     names: Annotated[list[str] | None, typer.Argument(help="The nodes to start.")] = None,
     coins: Annotated[int | None, typer.Option(min=0, help="Satoshis for each new node.")] = None,
-    lightningd: Annotated[
-        bool | None, typer.Option("--lightningd", help="Nodes of Core Lightning, from PATH.")
-    ] = None,
     bitcoind: BitcoindFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Start bitcoind and the nodes, give them coins, and leave them running."""
-    flags = {"nodes": names or None, "coins": coins, "lightningd": lightningd}
+    flags = {"nodes": names or None, "coins": coins}
     settings = load_section("regtest", RegtestSettings, flags)
     network = _network(bitcoind)
-    kind: Kind = "lightningd" if settings.lightningd else "embedded"
     with progress("Starting the regtest network") as show:
-        result = run(network.up(settings.nodes, settings.coins, show, kind))
+        result = run(network.up(settings.nodes, settings.coins, show))
     _show(result, as_json)
 
 
@@ -144,6 +135,5 @@ def _show(result: Status, as_json: bool) -> None:
         typer.echo(f"  cookie  {bitcoind.cookie}")
     for node in result.nodes:
         state = f"pid {node.pid}" if node.pid is not None else "not running"
-        kind = "  lightningd" if node.kind == "lightningd" else ""
-        typer.echo(f"{node.name}  {node.id or '-'}@{node.address}  {state}{kind}")
+        typer.echo(f"{node.name}  {node.id or '-'}@{node.address}  {state}")
         typer.echo(f"  socket  {node.rpc_file}")

@@ -16,7 +16,6 @@ from channels.bolt.htlcs import Stage
 from channels.bolt.keys import ChannelSecrets
 from channels.bolt.messages import (
     AcceptChannel,
-    AnnouncementSignatures,
     ChannelReady,
     ChannelReestablish,
     ClosingSigned,
@@ -50,8 +49,8 @@ _UPDATES: tuple[type[Message], ...] = (
 LEGAL: dict[State, tuple[type[Message], ...]] = {
     State.OPENING: (AcceptChannel, FundingCreated, FundingSigned),
     State.AWAITING_LOCKIN: (ChannelReady, Shutdown),
-    State.NORMAL: (*_UPDATES, ChannelReady, Shutdown, AnnouncementSignatures),
-    State.SHUTTING_DOWN: (*_UPDATES, ChannelReady, Shutdown, AnnouncementSignatures, ClosingSigned),
+    State.NORMAL: (*_UPDATES, ChannelReady, Shutdown),
+    State.SHUTTING_DOWN: (*_UPDATES, ChannelReady, Shutdown, ClosingSigned),
     # channel_ready comes again after a reconnection of a channel that never carried a payment.
     State.NEGOTIATING: (ChannelReady, Shutdown, ClosingSigned),
     # The peer may repeat itself until it sees our last message or the closing transaction.
@@ -149,8 +148,6 @@ class Channel:
 
     def _handle(self, message: Message) -> list[Effect]:
         core = self._core
-        if isinstance(message, AnnouncementSignatures):
-            return []  # channels are announced with gossip, which this node does not offer yet
         if core.state.state is State.CLOSING_AGREED:
             return mutual_close.repeat(core, message)
         if isinstance(message, Shutdown):

@@ -47,7 +47,9 @@ OUR_INIT: frozenset[int] = frozenset(
     feature + 1
     for feature in (
         Feature.DATA_LOSS_PROTECT,
+        Feature.GOSSIP_QUERIES,
         Feature.VAR_ONION,
+        Feature.GOSSIP_QUERIES_EX,
         Feature.STATIC_REMOTEKEY,
         Feature.PAYMENT_SECRET,
         Feature.ANCHORS,

@@ -115,6 +115,7 @@ class Invoices:
                 expiry=expiry,
                 min_final_cltv_expiry=MIN_FINAL_CLTV_EXPIRY,
                 payee=public_key(self._node.node_secret),
+                routes=self._node.gossip.hints(),
                 features=OUR_INVOICE,
             ),
             self._node.node_secret,

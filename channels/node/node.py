@@ -31,11 +31,13 @@ from channels.bolt.effects import (
 )
 from channels.bolt.keys import ChannelSecrets, public_key
 from channels.bolt.messages import ChannelReestablish, Error, Message, OpenChannel, Warning_
+from channels.bolt.policy import Policy as ForwardingPolicy
 from channels.bolt.transactions import Transaction
 from channels.errors import OdaError, RemoteProtocolError
 from channels.node.chain import Bitcoind
 from channels.node.connections import Connections
 from channels.node.funding import Funding
+from channels.node.gossip import GOSSIP_MESSAGES, Gossiper
 from channels.node.invoices import Invoices
 from channels.node.networks import NetworkParams
 from channels.node.onchain import Onchain
@@ -90,6 +92,7 @@ class Node:
         self.payments = Payments(self)
         self.tracker = Tracker(self)
         self.onchain = Onchain(self)
+        self.gossip = Gossiper(self)
         self._dirty: dict[int, Channel] = {}
         self._touched: dict[int, Channel] = {}
 
@@ -98,6 +101,7 @@ class Node:
         for row in self.store.load_channels():
             if not row.closed:
                 self.add_channel(self._restored(row))
+        self.gossip.start()
         self.onchain.start()
         self.tracker.start()
         await self.connections.start(host, port)
@@ -108,6 +112,7 @@ class Node:
     async def stop(self) -> None:
         await self.connections.stop()
         await self.tracker.stop()
+        await self.gossip.stop()
         await self.turn.committed()
 
     @staticmethod
@@ -132,6 +137,10 @@ class Node:
         """A channel that never got as far as a signature: nothing is lost with it."""
         self.channels.pop(channel.state.index, None)
         self._touched.pop(channel.state.index, None)
+
+    def policy(self, channel: Channel) -> ForwardingPolicy:
+        """The terms on which we forward over a channel."""
+        return self.params.forwarding
 
     def channels_of(self, peer_id: bytes) -> list[Channel]:
         return [c for c in self.channels.values() if c.state.peer_id == peer_id]
@@ -186,6 +195,7 @@ class Node:
                     self._channel_failed(channel, reason, sentence)
                 case ChannelReady():
                     log.info("channel %s is ready", channel.state.short_channel_id)
+                    self.gossip.refresh(channel)
                 case Watch():
                     # The tracker looks at every channel's funding outpoint by itself; what is new
                     # is that our refund is signed.
@@ -233,11 +243,13 @@ class Node:
     # --- peers ---------------------------------------------------------------------------------
 
     def on_connected(self, peer_id: bytes) -> None:
+        self.gossip.on_connected(peer_id)
         for channel in self.channels_of(peer_id):
             if channel.state.state not in (State.OPENING, *ON_CHAIN, State.CLOSED):
                 self.carry_out(channel, channel.connected())
 
     def on_disconnected(self, peer_id: bytes) -> None:
+        self.gossip.on_disconnected(peer_id)
         for channel in self.channels_of(peer_id):
             if channel.state.state is State.OPENING:
                 self.funding.aborted(channel, "The peer disconnected while the channel opened.")
@@ -258,11 +270,14 @@ class Node:
         if isinstance(message, OpenChannel):
             self.funding.on_open_channel(peer_id, message)
             return
+        if isinstance(message, GOSSIP_MESSAGES):
+            self.gossip.on_message(peer_id, message)
+            return
         channel_id = getattr(message, "channel_id", None) or getattr(
             message, "temporary_channel_id", None
         )
         if channel_id is None:
-            return  # gossip: not offered, so not answered
+            return
         channel_or_none = self.find_channel(peer_id, channel_id)
         if channel_or_none is not None:
             self._receive(channel_or_none, message)
@@ -280,6 +295,7 @@ class Node:
         self.carry_out(channel, effects)
         if isinstance(message, ChannelReestablish):
             self.tracker.check_depth(channel)
+            self.gossip.refresh(channel)
 
     def _unknown_channel(self, peer_id: bytes, channel_id: bytes) -> None:
         sentence = b"This channel is not known here."

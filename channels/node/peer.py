@@ -74,6 +74,11 @@ class PeerConnection:
         host, port = self._writer.get_extra_info("peername")[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the peer to read them."""
+        return self._writer.transport.get_write_buffer_size()
+
     async def receive(self) -> Message | Unknown:
         """The next message that is the caller's to handle; Error and Warning_ among them.
 

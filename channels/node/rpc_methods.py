@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.node.rpc_chain import ChainMethods
 from channels.node.rpc_channels import ChannelMethods
+from channels.node.rpc_gossip import GossipMethods
 from channels.node.rpc_payments import PaymentMethods
 from channels.node.rpc_server import Arguments, Call, Command
 
@@ -26,5 +27,6 @@ def commands(node: Node, stop: Callable[[], None]) -> tuple[Command, ...]:
         *chain.commands(),
         *ChannelMethods(node, chain).commands(),
         *PaymentMethods(node).commands(),
+        *GossipMethods(node).commands(),
         Command("stop", (), stop_node, "Stop the node."),
     )

@@ -142,3 +142,20 @@ def m005_closes(db: Database) -> None:
     key = ("channel_index", "txid", "vout")
     strict_table(db, "spends", {**outpoint, "raw": bytes, "height": int}, key)
     strict_table(db, "claims", {**outpoint, "claim_txid": bytes, "feerate": int}, key)
+
+
+@node_schema()
+def m006_gossip(db: Database) -> None:
+    columns: dict[str, Any] = {
+        "short_channel_id": int,
+        "announcement": bytes,
+        "capacity_sat": int,
+        "txid": bytes,
+        "vout": int,
+        "update_0": bytes,
+        "update_1": bytes,
+        "spent_height": int,
+    }
+    optional = "txid vout update_0 update_1 spent_height"
+    strict_table(db, "gossip_channels", columns, "short_channel_id", optional=optional)
+    strict_table(db, "gossip_nodes", {"node_id": bytes, "announcement": bytes}, "node_id")

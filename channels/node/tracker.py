@@ -154,6 +154,7 @@ class Tracker:
             for channel in by_txid.get(transaction.txid, []):
                 self._funded(channel, transaction, block.height, position)
         node.onchain.connect(block.height, transactions)
+        node.gossip.block_connected(block.height, transactions)
         for channel in list(node.channels.values()):
             self.check_depth(channel)
             node.carry_out(channel, channel.new_height(block.height))
@@ -163,6 +164,7 @@ class Tracker:
         for channel in self._node.channels.values():
             self._node.carry_out(channel, channel.block_undone(height))
         self._node.onchain.disconnect(height)
+        self._node.gossip.block_disconnected(height)
 
     def _funded(
         self, channel: Channel, transaction: Transaction, height: BlockHeight, position: int

@@ -24,6 +24,7 @@ _TEXTS: Final = {
     "pubkey": r"0[23][0-9a-f]{64}",
     "signature": r"30[0-9a-f]{14,142}",  # DER
     "short_channel_id": r"[0-9]+x[0-9]+x[0-9]+",
+    "short_channel_id_dir": r"[0-9]+x[0-9]+x[0-9]+/[01]",
 }
 _UNSIGNED: Final = {"u8": 8, "u16": 16, "u32": 32, "u64": 64, "msat": 64}
 

@@ -13,7 +13,7 @@ CORE_LIGHTNING = frozenset({0, 5, 7, 8, 11, 12, 14, 17, 19, 23, 25, 27, 35, 39, 
 
 
 def test_what_we_offer() -> None:
-    assert {1, 9, 13, 15, 23, 27, 45} == features.OUR_INIT
+    assert {1, 7, 9, 11, 13, 15, 23, 27, 45} == features.OUR_INIT
     assert {8, 14} == features.OUR_INVOICE
     # BOLT 9: both bits of a pair MUST NOT be set, and dependencies MUST be.
     assert not any(bit ^ 1 in features.OUR_INIT for bit in features.OUR_INIT)

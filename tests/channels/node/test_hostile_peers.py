@@ -26,6 +26,7 @@ class Watching:
         self.height = BlockHeight(101)
         self.wallet = SimpleNamespace(connect_block=lambda *_: None)
         self.onchain = SimpleNamespace(connect=lambda *_: None)
+        self.gossip = SimpleNamespace(block_connected=lambda *_: None)
 
     def carry_out(self, channel: Channel, effects: list[Any]) -> None:
         pass
