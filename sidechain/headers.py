@@ -41,13 +41,23 @@ class HeaderRecord:
     """When it came, to prefer what was seen first among equals."""
     invalid: str | None = None
     children: list[HeaderRecord] = field(default_factory=list)
+    _skip: HeaderRecord | None = field(default=None, init=False)
+    """Far below, so that an ancestor is found in about log(height) steps."""
+
+    def __post_init__(self) -> None:
+        if self.parent is not None:
+            self._skip = self.parent.ancestor(_skip_height(self.height))
 
     def ancestor(self, height: int) -> HeaderRecord:
         """The record at that height, from here towards genesis."""
         record = self
         while record.height > height:
-            assert record.parent is not None  # only genesis has none, at height 0
-            record = record.parent
+            skip = record._skip
+            if skip is not None and skip.height >= height:
+                record = skip
+            else:
+                assert record.parent is not None  # only genesis has none, at height 0
+                record = record.parent
         return record
 
     def median_time(self) -> int:
@@ -76,6 +86,17 @@ class HeaderRecord:
 
     def __repr__(self) -> str:
         return f"<{self.height} {display(self.hash)[:16]}>"
+
+
+def _skip_height(height: int) -> int:
+    """How far down a record at this height points, as Bitcoin Core's GetSkipHeight says."""
+    if height < 2:
+        return 0
+    if height & 1:
+        even = height - 1
+        even &= even - 1  # without its lowest one
+        return (even & (even - 1)) + 1
+    return height & (height - 1)
 
 
 def fork_point(one: HeaderRecord, other: HeaderRecord) -> HeaderRecord:

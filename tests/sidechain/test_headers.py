@@ -41,6 +41,17 @@ def test_networks_have_their_own_genesis() -> None:
     }
 
 
+def test_any_ancestor_is_found_on_its_own_branch() -> None:
+    index = HeaderIndex(QUICK)
+    one = grow(index, index.genesis, 150)
+    other = grow(index, one.ancestor(70), 80, "other")
+    for tip in (one, other):
+        path = [*tip.chain()][::-1]
+        for record in path:
+            for height in range(record.height + 1):
+                assert record.ancestor(height) is path[height]
+
+
 def test_known_headers_are_not_taken_twice() -> None:
     index = HeaderIndex(QUICK)
     one = child(index, index.genesis)
