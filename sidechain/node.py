@@ -264,11 +264,11 @@ class ChainNode:
         self._know(request, answer)
         with self._intake():
             self.store.add_score(request, answer)
+            self._events.append(ScoreAdded(request, answer))
             self._verify(request, answer)
             for tx, reason in self.mempool.judge(self.chain.state, self._scores):
                 self._refuse("transaction", tx.txid, reason)
             self._must_advance = self._must_ask = True
-            self._events.append(ScoreAdded(request, answer))
 
     def allow_reorg(self, block_hash: bytes) -> None:
         """The operator's word for a reorg deeper than max_reorg to this block."""
@@ -318,15 +318,17 @@ class ChainNode:
     def template(self, producer: bytes, extra: bytes = b"") -> Block:
         """A block on the tip to search a nonce for, from the mempool. `producer` is an x-only key.
 
-        Raises UserError("tip-unverified") while a score that the tip rests on is not known:
-        who builds on a lie works for nothing.
+        Raises UserError: "tip-unverified" while a score that the tip rests on is not known (who
+        builds on a lie works for nothing), "chain-ahead" while the block would be too new.
         """
         if self.chain.unverified():
             raise UserError(
                 "tip-unverified",
                 "Scores of current models are not known yet; wait until their weights arrive.",
             )
-        tip = self.chain.tip
+        tip, now = self.chain.tip, self._now()
+        if tip.median_time() + 1 > now + self.params.future_limit:
+            raise UserError("chain-ahead", "The chain's time is ahead of the clock; mine slower.")
         return assemble(
             self.params,
             tip,
@@ -334,7 +336,7 @@ class ChainNode:
             self.mempool,
             self._scores,
             payee=producer,
-            time=self._now(),
+            time=now,
             bits=self.chain.headers.next_bits(tip),
             extra=extra,
         )
