@@ -74,12 +74,17 @@ class Announcements:
         self._params = params
         self._most = most
         self._kept: dict[bytes, Announcement] = {}
+        self._by_hash: dict[bytes, Announcement] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __iter__(self) -> Iterator[Announcement]:
         return iter(self._kept.values())
+
+    def get(self, announcement_hash: bytes) -> Announcement | None:
+        """The announcement with this txid, by which peers offer it to each other."""
+        return self._by_hash.get(announcement_hash)
 
     def add(self, announcement: Announcement, now: int) -> None:
         """Keep an announcement, which is then worth passing on. Raises Rejection."""
@@ -100,7 +105,13 @@ class Announcements:
             raise Rejection("bad-signature")
         if known is None and len(self._kept) >= self._most:
             self._make_room(work, now)
+        if known is not None:
+            self._forget(known)
         self._kept[announcement.key] = announcement
+        self._by_hash[announcement.txid] = announcement
+
+    def _forget(self, announcement: Announcement) -> None:
+        del self._kept[announcement.key], self._by_hash[announcement.txid]
 
     def _make_room(self, work: int, now: int) -> None:
         self.expire(now)
@@ -109,11 +120,12 @@ class Announcements:
         worst = min(self._kept.values(), key=stamp_work)
         if stamp_work(worst) >= work:
             raise Rejection("announcements-full")
-        del self._kept[worst.key]
+        self._forget(worst)
 
     def expire(self, now: int) -> None:
         """Forget what is over."""
-        self._kept = {key: each for key, each in self._kept.items() if each.expires > now}
+        for each in [each for each in self if each.expires <= now]:
+            self._forget(each)
 
     def serving(self, model: bytes, now: int) -> list[Announcement]:
         """The providers that say they serve a model."""

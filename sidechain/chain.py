@@ -238,8 +238,12 @@ class Chain:
 
     def block(self, block_hash: bytes) -> Block | None:
         """A block whose body is here; genesis has none."""
-        data = self._store.body(block_hash)
+        data = self.body(block_hash)
         return None if data is None else Block.decode(data, self.params.block_bytes)
+
+    def body(self, block_hash: bytes) -> bytes | None:
+        """The encoded block, if its body is here."""
+        return self._store.body(block_hash)
 
     def state_at(self, depth: int) -> ChainState:
         """The state so many blocks below the tip, or that of genesis if the chain is shorter."""

@@ -56,6 +56,7 @@ class Version(Message, frozen=True, tag=1):
     nonce: Uint
     height: Uint32
     port: Port  # 0: does not listen
+    swarm_port: Port  # of its BitTorrent session; 0: has none
     services: Uint32
     agent: Annotated[str, Meta(max_length=64)]
 
@@ -89,7 +90,11 @@ class Addr(Message, frozen=True, tag=6):
 
 
 class GetHeaders(Message, frozen=True, tag=7):
-    """Headers after the first hash of the locator that the receiver has on its best chain."""
+    """Headers from the first hash of the locator on that the receiver has on its best chain.
+
+    That one is sent too (unless it is genesis), though the asker has it: it shows how far the two
+    agree, and that the receiver has it.
+    """
 
     locator: Annotated[tuple[Hash, ...], Meta(min_length=1, max_length=MAX_LOCATOR)]
     stop: Hash  # zeros: as many as there are
@@ -105,8 +110,11 @@ class Headers(Message, frozen=True, tag=8):
 
 
 class Item(IntEnum):
+    """What a hash stands for: a txid, a block's hash, or that of an announcement."""
+
     TX = 0
     BLOCK = 1
+    ANNOUNCEMENT = 2
 
 
 Hashes = Annotated[tuple[Hash, ...], Meta(min_length=1, max_length=MAX_INVENTORY)]
@@ -304,13 +312,19 @@ _HONEST: Final = frozenset(
     }
 )
 
+_CARELESS: Final = frozenset({"bad-score", "not-requested", "too-many-requests"})
+
 PENALTIES: Final[Mapping[str, int]] = MappingProxyType(
-    {reason: 0 if reason in _HONEST else 20 if reason == "bad-score" else BAN for reason in REASONS}
+    {reason: 0 if reason in _HONEST else 20 if reason in _CARELESS else BAN for reason in REASONS}
 )
 """Points for a transaction or message that was refused. A false score in a transaction costs
-little, because a peer may relay a Reveal whose weights it has not fetched yet."""
+little, because a peer may relay a Reveal whose weights it has not fetched yet; and an answer may
+come after the asker gave up on it."""
 
-_BY_WEIGHTS: Final = VERDICTS | {"bad-score", "bad-score-cost", "bad-prevblk", "duplicate-invalid"}
+NO_BAN: Final = frozenset({"wrong-network", "version-too-old", "self-connect"})
+"""Reasons to disconnect from a peer that did no harm: it is somebody else's, or ourselves."""
+
+_BY_WEIGHTS: Final = VERDICTS | _CARELESS | {"bad-score-cost", "bad-prevblk", "duplicate-invalid"}
 
 BLOCK_PENALTIES: Final[Mapping[str, int]] = MappingProxyType(
     {

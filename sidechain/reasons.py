@@ -85,6 +85,8 @@ REASONS: Final[Mapping[str, str]] = MappingProxyType(
         "wrong-network": "The peer is on another network; disconnect.",
         "version-too-old": "The peer speaks a version that is no longer understood; disconnect.",
         "self-connect": "The peer is this node itself; disconnect.",
+        "not-requested": "The message answers nothing that was asked for; ask, or offer it first.",
+        "too-many-requests": "More was asked for than a peer may at once; wait for the answers.",
         # Light clients
         "bad-proof": "The proof does not lead to the header; ask another peer.",
     }

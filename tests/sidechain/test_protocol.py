@@ -59,7 +59,9 @@ proofs = st.builds(
     st.lists(st.tuples(st.integers(0, 255), hashes), max_size=3).map(tuple),
 )
 messages: st.SearchStrategy[AnyMessage] = st.one_of(
-    st.builds(Version, u32s, u32s, hashes, uints, u32s, ports, u32s, st.text("ab", max_size=64)),
+    st.builds(
+        Version, u32s, u32s, hashes, uints, u32s, ports, ports, u32s, st.text("ab", max_size=64)
+    ),
     st.just(Verack()),
     st.builds(Ping, uints),
     st.builds(Pong, uints),
@@ -154,7 +156,7 @@ def test_lengths_and_ranges_are_bounded(message: Message) -> None:
     assert caught.value.reason in ("bad-message", "message-too-long")
 
 
-VERSION = Version(1, REGTEST.network_id, genesis(REGTEST).hash, 5, 0, 0, 0, "")
+VERSION = Version(1, REGTEST.network_id, genesis(REGTEST).hash, 5, 0, 0, 0, 0, "")
 LEGAL: dict[tuple[Phase, type[Message]], Phase] = {
     (Phase.NEW, Version): Phase.VERSION,
     (Phase.VERSION, Verack): Phase.READY,

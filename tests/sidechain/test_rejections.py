@@ -10,6 +10,7 @@ import pytest
 from sidechain import light, protocol
 from sidechain.announcements import LIFETIME, Announcements
 from sidechain.chain import Chain, MemoryStore
+from sidechain.conversation import MAX_REQUESTS, Conversation
 from sidechain.headers import genesis
 from sidechain.mempool import REVEALS_PER_MODEL, Mempool
 from sidechain.primitives import (
@@ -132,7 +133,7 @@ def _no_room() -> str:
 
 # --- peers ---------------------------------------------------------------------------------------
 
-OURS = protocol.Version(1, QUICK.network_id, genesis(QUICK).hash, 7, 0, 0, 0, "")
+OURS = protocol.Version(1, QUICK.network_id, genesis(QUICK).hash, 7, 0, 0, 0, 0, "")
 
 case("bad-message")(lambda: reason_of(protocol.decode, b"\x91\x7f"))
 case("bad-message")(lambda: reason_of(protocol.decode, b"\x92\x03\xc1"))
@@ -150,6 +151,20 @@ case("wrong-network")(lambda: version_refused(network_id=1))
 case("wrong-network")(lambda: version_refused(genesis=h("other")))
 case("version-too-old")(lambda: version_refused(protocol=0))
 case("self-connect")(lambda: version_refused(nonce=7))
+
+
+@case("not-requested")
+def _data_unasked() -> str:
+    peer = Conversation("10.0.0.1", inbound=True, now=0.0)
+    return reason_of(peer.took_addresses, ())
+
+
+@case("too-many-requests")
+def _too_many() -> str:
+    peer = Conversation("10.0.0.1", inbound=True, now=0.0)
+    wanted = (protocol.Item.TX, h("tx"))
+    peer.asks(*[wanted] * MAX_REQUESTS)
+    return reason_of(peer.asks, wanted)
 
 
 @case("bad-proof")
