@@ -15,14 +15,19 @@ from channels.terminal import JsonFlag, print_json, progress, run
 from channels.units import Sat
 
 if TYPE_CHECKING:
-    from regtest.network import Network, Status
+    from regtest.network import Kind, Network, Status
 
 
 class RegtestSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[regtest]`. nodes: who is started by `up`; coins: satoshis that each is given at first."""
+    """`[regtest]`.
+
+    nodes: who is started by `up`; coins: satoshis that each is given at first.
+    lightningd: new nodes are Core Lightning's, from PATH, instead of embedded ones.
+    """
 
     nodes: tuple[str, ...] = ("user", "provider")
     coins: Sat = Sat(1_000_000)
+    lightningd: bool = False
 
 
 BitcoindFlag = Annotated[Path | None, typer.Option("--bitcoind", help="The bitcoind to run.")]
@@ -42,15 +47,19 @@ def mount(root: typer.Typer) -> None:
 def up(
     names: Annotated[list[str] | None, typer.Argument(help="The nodes to start.")] = None,
     coins: Annotated[int | None, typer.Option(min=0, help="Satoshis for each new node.")] = None,
+    lightningd: Annotated[
+        bool | None, typer.Option("--lightningd", help="Nodes of Core Lightning, from PATH.")
+    ] = None,
     bitcoind: BitcoindFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Start bitcoind and the nodes, give them coins, and leave them running."""
-    flags = {"nodes": names or None, "coins": coins}
+    flags = {"nodes": names or None, "coins": coins, "lightningd": lightningd}
     settings = load_section("regtest", RegtestSettings, flags)
     network = _network(bitcoind)
+    kind: Kind = "lightningd" if settings.lightningd else "embedded"
     with progress("Starting the regtest network") as show:
-        result = run(network.up(settings.nodes, settings.coins, show))
+        result = run(network.up(settings.nodes, settings.coins, show, kind))
     _show(result, as_json)
 
 
@@ -135,5 +144,6 @@ def _show(result: Status, as_json: bool) -> None:
         typer.echo(f"  cookie  {bitcoind.cookie}")
     for node in result.nodes:
         state = f"pid {node.pid}" if node.pid is not None else "not running"
-        typer.echo(f"{node.name}  {node.id or '-'}@{node.address}  {state}")
+        kind = "  lightningd" if node.kind == "lightningd" else ""
+        typer.echo(f"{node.name}  {node.id or '-'}@{node.address}  {state}{kind}")
         typer.echo(f"  socket  {node.rpc_file}")

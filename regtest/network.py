@@ -12,7 +12,7 @@ import fcntl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ from channels.terminal import Progress, no_progress
 from channels.units import Sat
 from regtest.bitcoind import Miner, RegtestBitcoind, find_bitcoind
 from regtest.daemon import Daemon, free_port, port_is_free
+from regtest.lightningd import LightningdNode, find_lightningd
 from regtest.nodes import NODE, RegtestNode
 
 NAMES: Final = ("user", "provider")
@@ -31,9 +32,15 @@ PATIENCE: Final = 60
 STATUS_PATIENCE: Final = 5
 
 
+Kind = Literal["embedded", "lightningd"]
+
+
 class NodeRecord(msgspec.Struct):
+    """kind: the program that made the node's directory, and alone can read it."""
+
     port: int
     funded: bool = False
+    kind: Kind = "embedded"
 
 
 class State(msgspec.Struct):
@@ -54,6 +61,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """id is None while the node does not answer; address is for peers."""
 
     name: str
+    kind: Kind
     pid: int | None
     id: str | None
     address: str
@@ -92,15 +100,19 @@ class Network:
         names: Sequence[str] = NAMES,
         coins: Sat = COINS,
         progress: Progress = no_progress,
+        kind: Kind = "embedded",
     ) -> Status:
         """Start what does not run yet; give `coins` to every node that never got any.
 
-        What this call has started is stopped again if it fails or is interrupted.
+        Nodes that are new are of this `kind`, the others stay what they are. What this call has
+        started is stopped again if it fails or is interrupted. Raises UserError, among others:
+        `other-kind` (lightningd is asked for, and an embedded node has the name).
         """
         async with self._alone():
             state = self._load()
             started: list[RegtestNode | RegtestBitcoind] = []
             try:
+                self._name(state, names, kind)
                 port = await self._start_bitcoind(state, started, progress)
                 await self._start_nodes(state, names, port, started, progress)
                 poor = [name for name in names if not state.nodes[name].funded]
@@ -122,7 +134,10 @@ class Network:
             async with self.bitcoind.rpc(port) as rpc:
                 with suppress(BitcoindUnreachable):  # it is starting: that is the answer
                     height = await rpc.call("getblockcount")
-        nodes = [await self._node_status(self._of(state, name)) for name in state.nodes]
+        nodes = [
+            await self._node_status(self._of(state, name), record.kind)
+            for name, record in state.nodes.items()
+        ]
         url = None if port is None else f"http://127.0.0.1:{port}"
         return Status(
             self.directory,
@@ -192,6 +207,21 @@ class Network:
             await miner.prepare()
         return state.bitcoind_port
 
+    def _name(self, state: State, names: Sequence[str], kind: Kind) -> None:
+        """Make a record of every node that is new."""
+        for name in names:
+            if name not in state.nodes:
+                taken = {record.port for record in state.nodes.values()}
+                state.nodes[name] = NodeRecord(free_port(taken), kind=kind)
+            elif kind == "lightningd" != state.nodes[name].kind:
+                raise UserError(
+                    "other-kind",
+                    f"The node {name!r} is an embedded one already; choose another name, "
+                    "or leave --lightningd out.",
+                )
+        if any(state.nodes[name].kind == "lightningd" for name in names):
+            find_lightningd()  # before anything is started in vain
+
     async def _start_nodes(
         self,
         state: State,
@@ -200,10 +230,6 @@ class Network:
         started: list[RegtestNode | RegtestBitcoind],
         progress: Progress,
     ) -> None:
-        for name in names:
-            if name not in state.nodes:
-                taken = {record.port for record in state.nodes.values()}
-                state.nodes[name] = NodeRecord(free_port(taken))
         nodes = [self._of(state, name) for name in names]
         self._save(state)
         progress(0, None, "Starting " + ", ".join(names))
@@ -226,8 +252,7 @@ class Network:
             txids = []
             for node in nodes:
                 async with Lightning(node.rpc_file) as lightning:
-                    address = (await lightning.call("newaddr"))["bech32"]
-                txids.append(await miner.send(address, amount))
+                    txids.append(await miner.send(await lightning.newaddr(), amount))
             await miner.mine(1)
         for node, txid in zip(nodes, txids, strict=True):
             await _until_funded(node, txid)
@@ -235,20 +260,26 @@ class Network:
         self._save(state)
         return txids
 
-    async def _node_status(self, node: RegtestNode) -> NodeStatus:
+    async def _node_status(self, node: RegtestNode, kind: Kind) -> NodeStatus:
         pid, identity = node.daemon.pid(), None
         if pid is not None:
             async with Lightning(node.rpc_file, STATUS_PATIENCE) as lightning:
                 with suppress(LightningUnreachable):  # it is starting, or hangs
                     identity = (await lightning.call("getinfo"))["id"]
-        return NodeStatus(node.name, pid, identity, f"127.0.0.1:{node.port}", node.rpc_file)
+        address = f"127.0.0.1:{node.port}"
+        return NodeStatus(node.name, kind, pid, identity, address, node.rpc_file)
 
     def _of(self, state: State, name: str) -> RegtestNode:
         if name not in state.nodes:
             known = ", ".join(state.nodes) or "none yet"
             raise UserError("not-found", f"There is no node {name!r}; there are: {known}.")
-        path = self.directory / "nodes" / name
-        return RegtestNode(name, path, state.nodes[name].port, self._node)
+        path, record = self.directory / "nodes" / name, state.nodes[name]
+        if record.kind == "lightningd":
+            return LightningdNode(name, path, record.port, bitcoind=self._bitcoind_program)
+        return RegtestNode(name, path, record.port, self._node)
+
+    def _bitcoind_program(self) -> Sequence[str]:
+        return find_bitcoind(self._program, self._cache)
 
     def _any_node_runs(self, state: State) -> bool:
         return any(self._of(state, name).daemon.pid() is not None for name in state.nodes)

@@ -74,7 +74,7 @@ class Claiming:
     def claim(self, channel: Channel, resolution: Resolution) -> None:
         """Spend what is ours and not spent yet, and stop trying where somebody was faster."""
         node = self._node
-        self._stop_commitment(channel, resolution.close)
+        self._stop_rivals(channel, resolution)
         for tracked in resolution.outputs:
             claim = tracked.claim
             if tracked.spend is not None:
@@ -84,16 +84,19 @@ class Claiming:
                 if rate is not None:
                     self._ensure(channel, claim, rate)
 
-    def _stop_commitment(self, channel: Channel, close: Close) -> None:
-        """The funding output is spent: if not by our commitment, that can't confirm any more."""
-        self.packages.pop(channel.state.index, None)
-        if close.owner_is_us:
-            return
-        ours = local_commitment(channel.core)
-        self._node.store.stop_broadcast(ours.tx.txid)
-        if ours.local_anchor_vout is not None:
-            anchor = OutPoint(ours.tx.txid, ours.local_anchor_vout)
-            self._drop(channel, anchor, close.transaction.txid)
+    def _stop_rivals(self, channel: Channel, resolution: Resolution) -> None:
+        """What the transaction that spent the funding output has made impossible."""
+        node, index = self._node, channel.state.index
+        self.packages.pop(index, None)
+        if not resolution.close.owner_is_us:
+            ours = local_commitment(channel.core).tx.txid
+            if node.store.is_wanted(ours):
+                node.store.stop_broadcast(ours)
+        # Claims of another close, before a reorganization, and of our anchor.
+        there = {tracked.output.outpoint for tracked in resolution.outputs}
+        for row in node.store.claims(index):
+            if row.outpoint not in there:
+                self._drop(channel, row.outpoint, resolution.close.transaction.txid)
 
     def _drop(self, channel: Channel, outpoint: OutPoint, spent_by: bytes) -> None:
         """Our claim of this output can't confirm, unless it is `spent_by`: its coins are free."""

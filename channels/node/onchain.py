@@ -48,7 +48,7 @@ class Onchain:
         for channel in self._node.channels.values():
             self._spends[channel.state.index] = self._node.store.spends(channel.state.index)
         for channel in list(self._node.channels.values()):
-            self._look(channel)
+            self.look(channel)
 
     # --- what the node reports ------------------------------------------------------------------
 
@@ -70,8 +70,7 @@ class Onchain:
         """The channel can't go on: our commitment goes on chain, once that is on disk."""
         if channel.state.failed_height is None:
             channel.state.failed_height = self._node.height
-        self._look(channel)
-        self._node.turn.after(partial(self._node.tracker.spawn, self._look_again(channel)))
+        self._node.turn.after(lambda: self._node.tracker.spawn(self._look_again(channel)))
 
     def force(self, channel: Channel) -> None:
         """The user wants it closed without the peer's consent."""
@@ -88,7 +87,7 @@ class Onchain:
 
     async def _look_again(self, channel: Channel) -> None:
         await self.refresh()
-        self._look(channel)
+        self.look(channel)
 
     def connect(self, height: BlockHeight, transactions: Sequence[Transaction]) -> None:
         """The wallet has seen this block: what does it do to our channels?"""
@@ -106,7 +105,7 @@ class Onchain:
                         if channel not in affected:
                             affected.append(channel)
         for channel in list(self._node.channels.values()):
-            self._look(channel)
+            self.look(channel)
 
     def disconnect(self, height: BlockHeight) -> None:
         """The block at `height` left the chain: what it spent is unspent, for now."""
@@ -156,7 +155,7 @@ class Onchain:
         self._resolutions[index] = resolution
         return resolution
 
-    def _look(self, channel: Channel) -> None:
+    def look(self, channel: Channel) -> None:
         """Do what is due for a channel now. Doing it again changes nothing."""
         node, state = self._node, channel.state
         if state.state in (State.OPENING, State.CLOSED):

@@ -172,7 +172,8 @@ class ChainMethods:
         try:
             script = to_script(address_network(node), arguments["destination"])
         except OdaError as error:
-            raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, str(error)) from error
+            # lightningd's code for every address that it can't use.
+            raise RpcMethodError(RpcErrorCode.LIGHTNINGD, str(error)) from error
         feerate = await self.feerate(arguments["feerate"])
         keep = node.funding.keep_for_anchors()
         amount = arguments["satoshi"]

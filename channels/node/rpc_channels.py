@@ -189,6 +189,8 @@ class ChannelMethods:
     async def disconnect(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         node, peer_id = self._node, arguments["id"]
         if peer_id not in node.connections.peers:
+            if not node.channels_of(peer_id):
+                raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, "Unknown peer")
             raise RpcMethodError(RpcErrorCode.LIGHTNINGD, "Peer not connected")
         busy = any(
             c.state.state not in (State.CLOSED, *ON_CHAIN) for c in node.channels_of(peer_id)

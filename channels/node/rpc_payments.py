@@ -53,7 +53,7 @@ class PaymentMethods:
             ),
             Command(
                 "delinvoice",
-                (label, Param("status", True, params.one_of("paid", "expired", "unpaid"))),
+                (label, Param("status", True, params.string)),
                 self.delinvoice,
                 "Delete an invoice that has this status.",
             ),

@@ -74,6 +74,13 @@ class OnchainTables(Tables):
         ).fetchone()
         return None if row is None else ClaimRow(outpoint, *row)
 
+    def claims(self, channel_index: int) -> list[ClaimRow]:
+        rows = self._db.execute(
+            "SELECT txid, vout, claim_txid, feerate FROM claims WHERE channel_index = ?",
+            (channel_index,),
+        )
+        return [ClaimRow(OutPoint(txid, vout), *rest) for txid, vout, *rest in rows]
+
     def save_claim(self, channel_index: int, claim: ClaimRow) -> None:
         outpoint = claim.outpoint
         self._db.execute(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from channels.units import Msat, Sat
-from regtest.nodes import RegtestNode
 from tests.conformance.schema import check
 from tests.conftest import Chain
 from tests.nodes import LightningNode, Nodes, nodes_on
@@ -38,28 +35,8 @@ async def ask(node: LightningNode, method: str, **params: Any) -> dict[str, Any]
     return answer
 
 
-class Lightningd(RegtestNode):
-    """Core Lightning in the place of an embedded node."""
-
-    def start(self, bitcoind_url: str, bitcoind_cookie: Path) -> None:
-        self.daemon.start(
-            [
-                "lightningd",
-                "--network=regtest",
-                f"--lightning-dir={self.directory}",
-                f"--rpc-file={self.rpc_file}",
-                f"--bitcoin-datadir={bitcoind_cookie.parents[1]}",
-                f"--bitcoin-rpcport={bitcoind_url.rpartition(':')[2]}",
-                f"--addr=127.0.0.1:{self.port}",
-                "--ignore-fee-limits=true",
-            ]
-        )
-
-
 @pytest.fixture(scope="module", params=["embedded", "lightningd"])
 def pair(request: pytest.FixtureRequest, bitcoind: Chain) -> Iterator[Pair]:
-    if request.param == "lightningd" and shutil.which("lightningd") is None:
-        pytest.skip("lightningd is not on PATH")
     with nodes_on(bitcoind) as nodes:
         yield asyncio.run(_pair(request.param, nodes))
 
@@ -73,7 +50,4 @@ async def _pair(kind: str, nodes: Nodes) -> Pair:
 
 
 def new_node(kind: str, nodes: Nodes, name: str) -> LightningNode:
-    node = nodes.make(name)
-    if kind == "lightningd":
-        node.process = Lightningd(name, node.process.directory, node.process.port)
-    return node
+    return nodes.make(name) if kind == "embedded" else nodes.make_lightningd(name)

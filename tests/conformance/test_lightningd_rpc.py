@@ -7,6 +7,7 @@ pages (doc/schemas).
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 from typing import Any
 
@@ -26,6 +27,9 @@ METHODS = (
 )
 NOBODY = "02" + "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
 """The id of a node whose key is 1."""
+
+ADDRESS = "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080"
+"""BIP 173's witness program of that key, on regtest."""
 
 CATCHALL = -1
 METHOD_NOT_FOUND = -32601
@@ -73,8 +77,8 @@ async def test_unknown_methods(pair: Pair, method: str) -> None:
         ("getinfo", {"extra": 1}),
         ("newaddr", {"addresstype": "p2pkh"}),
         ("fundchannel", {"id": "02", "amount": 100_000}),
-        ("withdraw", {"destination": "nowhere", "satoshi": 10_000}),
-        ("withdraw", {"destination": "nowhere", "satoshi": "-1"}),
+        ("withdraw", {"destination": ADDRESS, "satoshi": "-1"}),
+        ("withdraw", {"destination": ADDRESS}),
         ("connect", {"id": "nobody"}),
         ("disconnect", {"id": "nobody"}),
         ("listpeers", {"id": "nobody"}),
@@ -84,7 +88,7 @@ async def test_unknown_methods(pair: Pair, method: str) -> None:
         ("pay", {"bolt11": "lnbcrt1nonsense"}),
         ("waitinvoice", {}),
         ("waitanyinvoice", {"timeout": "soon"}),
-        ("delinvoice", {"label": "x", "status": "gone"}),
+        ("delinvoice", {"label": "x"}),
         ("listpays", {"status": "gone"}),
         ("signmessage", {}),
         ("checkmessage", {"message": "x"}),
@@ -162,8 +166,9 @@ async def test_coins(pair: Pair) -> None:
             return sent["txid"] in await rpc.call("getrawmempool")
 
         await until(arrived, "bitcoind has the withdrawal")
-        # lightningd's psbt is the finished transaction: bitcoind extracts the same from it.
-        assert (await rpc.call("finalizepsbt", sent["psbt"]))["hex"] == sent["tx"]
+        if pair.kind == "embedded":  # lightningd's is of version 2 (BIP 370): not for bitcoind
+            assert (await rpc.call("finalizepsbt", sent["psbt"]))["hex"] == sent["tx"]
+        assert base64.b64decode(sent["psbt"]).startswith(b"psbt\xff")
     await pair.nodes.mine(1)
     funds = await ask(bob, "listfunds", spent=True)
     (coin,) = [
@@ -174,10 +179,13 @@ async def test_coins(pair: Pair) -> None:
 
 
 async def test_coins_that_cannot_be_sent(pair: Pair) -> None:
-    address = (await ask(pair.bob, "newaddr"))["bech32"]
-    send = {"destination": address}
+    send = {"destination": (await ask(pair.bob, "newaddr", addresstype="bech32"))["bech32"]}
     assert await code_of(pair.bob, "withdraw", **send, satoshi=10**12) == 301
-    assert await code_of(pair.bob, "withdraw", **send, satoshi=100) == 302
+    # lightningd has a code for dust, too, but lets bitcoind refuse it.
+    dust = 302 if pair.kind == "embedded" else CATCHALL
+    assert await code_of(pair.bob, "withdraw", **send, satoshi=100) == dust
+    for address in ("nowhere", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"):
+        assert await code_of(pair.bob, "withdraw", destination=address, satoshi=10_000) == CATCHALL
 
 
 # --- peers and channels ---------------------------------------------------------------------------
@@ -202,7 +210,7 @@ async def test_peers(pair: Pair) -> None:
     assert (await ask(carol, "listpeers", id=NOBODY))["peers"] == []
 
     await ask(carol, "disconnect", id=pair.alice.id)
-    assert await code_of(carol, "disconnect", id=pair.alice.id) == CATCHALL
+    assert await code_of(carol, "disconnect", id=pair.alice.id) == INVALID_PARAMS  # unknown now
     assert await code_of(pair.alice, "disconnect", id=pair.bob.id) == CATCHALL
     await carol.stop()
 
@@ -212,11 +220,8 @@ async def test_listpeerchannels(pair: Pair) -> None:
     assert channel["state"] == "CHANNELD_NORMAL"
     assert channel["opener"] == "local"
     assert channel["total_msat"] == CHANNEL * 1000
-    assert channel["funding"] == {
-        "local_funds_msat": CHANNEL * 1000,
-        "remote_funds_msat": 0,
-        "pushed_msat": PUSH,
-    }
+    funding = {"local_funds_msat": CHANNEL * 1000, "remote_funds_msat": 0, "pushed_msat": PUSH}
+    assert funding.items() <= channel["funding"].items()
     assert channel["channel_type"] == {
         "bits": [12, 22],
         "names": ["static_remotekey/even", "anchors/even"],
@@ -245,13 +250,14 @@ async def test_opening_and_closing(pair: Pair) -> None:
     alice, bob = pair.alice, pair.bob
     # bob never dialled alice, so he can't know her address; he is connected, though.
     opened = await ask(bob, "fundchannel", id=alice.id, amount="200000sat", announce=False)
-    assert opened["channel_type"]["bits"] == [12, 22]
+    # lightningd asks itself for scid_alias (46), too.
+    assert {12, 22} <= set(opened["channel_type"]["bits"]) <= {12, 22, 46}
     await ask(bob, "listpeerchannels")  # a channel that waits for its funding is shown, too
-    await pair.nodes.mine(opened["mindepth"])
+    await pair.nodes.mine(opened.get("mindepth", 1))
     for node in (alice, bob):
         await node.until_state("CHANNELD_NORMAL", opened["channel_id"])
     assert await code_of(alice, "close", id=bob.id) == CATCHALL  # which of the two?
-    address = (await ask(bob, "newaddr"))["bech32"]
+    address = (await ask(bob, "newaddr", addresstype="bech32"))["bech32"]
     closed = await ask(bob, "close", id=opened["channel_id"], destination=address)
     assert closed["type"] == "mutual"
     await ask(bob, "listpeerchannels")
@@ -290,6 +296,7 @@ async def test_invoices(pair: Pair) -> None:
     deleted = await ask(bob, "delinvoice", label="first", status="unpaid")
     assert deleted["status"] == "unpaid"
     assert await code_of(bob, "delinvoice", label="first", status="unpaid") == 905
+    assert await code_of(bob, "delinvoice", label="first", status="gone") == 905
     assert await code_of(bob, "waitinvoice", label="first") == CATCHALL
 
 
@@ -371,7 +378,14 @@ async def test_payments_that_fail(pair: Pair) -> None:
     gone = await new_invoice(bob, 1_000, "gone")
     await ask(bob, "delinvoice", label="gone", status="unpaid")
     assert await code_of(alice, "xpay", invstring=gone) == 203
-    assert {p["status"] for p in (await ask(alice, "listpays", bolt11=gone))["pays"]} == {"failed"}
+
+    async def known_as_failed() -> bool:
+        # xpay answers when it knows that it can't succeed; lightningd writes down a little later
+        # that the part has failed.
+        pays = (await ask(alice, "listpays", bolt11=gone))["pays"]
+        return {p["status"] for p in pays} == {"failed"}
+
+    await until(known_as_failed, "the payment is listed as failed")
     await ask(alice, "listsendpays", bolt11=gone)
 
     large = await new_invoice(bob, CHANNEL * 1000, "large")

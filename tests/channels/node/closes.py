@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from channels.bolt.commitment import ChannelType
 from channels.bolt.effects import HtlcReceived
 from channels.bolt.onchain import own_commitment
 from channels.bolt.transactions import OutPoint, Transaction, TxOut
+from channels.node import seed
 from channels.node.chain import Bitcoind
 from channels.node.networks import REGTEST
 from channels.node.node import Node
@@ -28,11 +30,6 @@ from regtest.bitcoind import Miner
 from tests.conftest import Chain
 from tests.script_vm import refusal
 
-WORDS = {
-    "alice": "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon "
-    "abandon about",
-    "bob": "legal winner thank year wave sausage worth useful legal winner thank yellow",
-}
 COINS = Sat(2_000_000)
 CHANNEL = Sat(500_000)
 PUSH = Msat(200_000_000)
@@ -79,8 +76,9 @@ class Party:
     def __init__(self, name: str, directory: Path, chain: Chain) -> None:
         self.name, self._chain = name, chain
         self.path = directory / name / "node.sqlite"
+        self._words = seed.generate_mnemonic()
         self.held: list[HtlcReceived] = []
-        self.holding = False
+        self.holding = self.alone = False
         self.feerate: FeeratePerKw | None = None
         self.dead = asyncio.Event()
 
@@ -88,7 +86,7 @@ class Party:
         self.dead.clear()
         self.store = MortalStore(self.path)
         self._rpc = Bitcoind(self._chain.url, self._chain.cookie)
-        wallet = Wallet(WORDS[self.name], self.store, "regtest")
+        wallet = Wallet(self._words, self.store, "regtest")
         self.node = Node(
             *(REGTEST, self.store, wallet, self._rpc, self.path.parent, self.name),
             lambda _: self.dead.set(),
@@ -104,7 +102,14 @@ class Party:
         self.node.invoices.resolve = hold  # type: ignore[method-assign]  # to keep HTLCs in flight
         if self.feerate is not None:
             self.set_feerate(self.feerate)
+        if self.alone:
+            self.leave_alone()
         await self.node.start("127.0.0.1", 0)
+
+    def leave_alone(self) -> None:
+        """It looks for no peer any more."""
+        self.alone = True
+        self.node.peers_to_reach = set  # type: ignore[method-assign]  # nobody
 
     def set_feerate(self, feerate: FeeratePerKw) -> None:
         """Let this node's bitcoind estimate so much, which on regtest it never does."""
@@ -114,6 +119,11 @@ class Party:
             return feerate
 
         self.node.tracker.feerate = estimate  # type: ignore[method-assign]  # as said above
+
+    def settled(self, height: int) -> bool:
+        """It lives, has seen the block at this height, and has nothing to commit."""
+        idle = not self.node.turn._scheduled and not self.dead.is_set()
+        return idle and self.node.height >= height
 
     async def stop(self) -> None:
         await self.node.connections.stop()
@@ -170,6 +180,10 @@ class Close:
         self.bob = Party("bob", directory, chain)
         self.payments: list[asyncio.Task[Any]] = []
         self.first = 0
+        self.deaths = 0
+        # At the very next commit, twice over, and then a little later: whatever happens between
+        # two commits is cut off in one run or another.
+        self.moments = cycle(((1, "after"), (1, "before"), (4, "after"), (3, "before")))
         self._labels = 0
 
     @property
@@ -212,7 +226,7 @@ class Close:
     async def cut(self) -> None:
         """From now on they do not hear of each other, except through the chain."""
         for party in self.parties:
-            party.node.peers_to_reach = set  # type: ignore[method-assign]  # nobody
+            party.leave_alone()
         await self.alice.node.connections.disconnect(self.bob.node.node_id)
         gone = lambda: not any(p.node.connections.peers for p in self.parties)  # noqa: E731
         await until(gone, "the connection is gone")
@@ -230,15 +244,26 @@ class Close:
             now=UnixTime(node.now()),
         )
         before = len(payee.held)
-        task = payer.node.payments.pay(row.bolt11, bolt11.decode(row.bolt11), Msat(amount))
-        self.payments.append(asyncio.ensure_future(task))
+        self.begin(payer, row.bolt11)
         await until(lambda: len(payee.held) > before, "the HTLC arrives")
-        quiet = lambda: all(  # noqa: E731
-            not p.channel.state.awaiting_revocation and not p.channel.state.log.owes_commitment()
-            for p in self.parties
-        )
-        await until(quiet, "the HTLC is in both commitments")
+        await self.until_quiet()
         return row.payment_hash
+
+    def begin(self, payer: Party, text: str) -> None:
+        """Pay an invoice that has an amount; nobody waits for the outcome."""
+        invoice = bolt11.decode(text)
+        assert invoice.amount_msat is not None
+        task = payer.node.payments.pay(text, invoice, invoice.amount_msat)
+        self.payments.append(asyncio.ensure_future(task))
+
+    async def until_quiet(self) -> None:
+        """Both commitments have all that was proposed."""
+
+        def quiet() -> bool:
+            states = [party.channel.state for party in self.parties]
+            return not any(s.awaiting_revocation or s.log.owes_commitment() for s in states)
+
+        await until(quiet, "both commitments are the same")
 
     # --- the chain ------------------------------------------------------------------------------
 
@@ -252,11 +277,20 @@ class Close:
         return hashes
 
     async def until_seen(self, *parties: Party) -> None:
+        """These nodes have dealt with the newest block, however often they died of it."""
         height = await self.height()
-        alive = [p for p in parties if not p.dead.is_set()]
-        await until(lambda: all(p.node.height >= height for p in alive), "the block is seen")
-        for party in alive:
-            await party.node.turn.committed()
+        async with asyncio.timeout(PATIENCE):
+            while not all(p.settled(height) for p in parties):
+                await self._revive_dead()
+                await asyncio.sleep(0.005)
+
+    async def _revive_dead(self) -> None:
+        for party in self.parties:
+            if party.dead.is_set():
+                self.deaths += 1
+                await party.kill()
+                await party.start()
+                party.die_at(*next(self.moments))
 
     async def mempool(self) -> set[bytes]:
         return {bytes.fromhex(txid)[::-1] for txid in await self.rpc.call("getrawmempool")}
@@ -267,13 +301,44 @@ class Close:
                 await asyncio.sleep(0.005)
 
     async def until_sent(self) -> None:
-        """Everything that the nodes mean to broadcast and that can be is in the mempool."""
+        """Everything that the nodes mean to broadcast is in the mempool, or has no place there."""
+        async with asyncio.timeout(PATIENCE):
+            while not await self._all_sent():  # bitcoind's
+                await self._revive_dead()
+                await asyncio.sleep(0.005)
+
+    async def _all_sent(self) -> bool:
+        known = await self.mempool()
         for party in self.parties:
-            wanted = {Transaction.parse(r).txid for r in party.store.transactions_to_broadcast()}
-            await self.until_in_mempool(*wanted)
+            for raw in party.store.transactions_to_broadcast():
+                transaction = Transaction.parse(raw)
+                if transaction.txid not in known and not await self._rivalled(transaction):
+                    return False
+        return True
+
+    async def _rivalled(self, transaction: Transaction) -> bool:
+        """Another transaction in the mempool spends the same coin."""
+        coins = [
+            {"txid": txin.outpoint.txid[::-1].hex(), "vout": txin.outpoint.vout}
+            for txin in transaction.inputs
+        ]
+        found = await self.rpc.call("gettxspendingprevout", coins)
+        return any("spendingtxid" in coin for coin in found)
 
     async def broadcast(self, transaction: Transaction) -> None:
         await self.rpc.call("sendrawtransaction", transaction.serialize().hex())
+
+    async def mine_block(self, *transactions: Transaction) -> None:
+        """A block with these transactions and nothing of the mempool, whatever they pay."""
+        raw = [transaction.serialize().hex() for transaction in transactions]
+        await self.rpc.call("generateblock", "raw(51)", raw)
+        await self.until_seen(*self.parties)
+
+    async def undo(self, blocks: int) -> None:
+        """The chain loses its newest blocks; what was in them is in the mempool again."""
+        height = await self.height()
+        block = await self.rpc.call("getblockhash", height - blocks + 1)
+        await self.rpc.call("invalidateblock", block)
 
     async def mine_until(self, condition: Callable[[], Any], what: str, limit: int = 60) -> None:
         """Block after block, each with all that the nodes had to say before it."""
@@ -286,9 +351,19 @@ class Close:
 
     async def until_closed(self) -> None:
         def closed() -> bool:
-            return all(p.channel.state.state.value == "CLOSED" for p in self.parties)
+            # A node that was started again does not load what is closed.
+            channels = [c for p in self.parties for c in p.node.channels.values()]
+            return all(channel.state.state.value == "CLOSED" for channel in channels)
 
         await self.mine_until(closed, "everything is irrevocably resolved")
+
+    async def force(self, party: Party) -> Transaction:
+        """It closes alone, and one block has confirmed that."""
+        commitment = party.commitment()
+        party.node.onchain.force(party.channel)
+        await self.until_in_mempool(commitment.txid)
+        await self.mine(1)
+        return commitment
 
     async def audit(self) -> Audit:
         """Every transaction since the channel was opened, checked by pycoin."""
@@ -333,7 +408,8 @@ class Audit:
         """No satoshi is lost: coins, anchors that nobody wants, and fees are all there was."""
         left = [value for value in self.unspent(commitment) if value == 330]
         coins = sum(party.coins() for party in close.parties)
-        assert coins + sum(left) + sum(self.fees.values()) == 2 * COINS
+        found = coins + sum(left) + sum(self.fees.values())
+        assert found == 2 * COINS, f"{found - 2 * COINS} sat too many"
 
     def spender(self, outpoint: OutPoint) -> Transaction:
         return self.spent[outpoint]
