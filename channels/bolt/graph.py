@@ -23,6 +23,7 @@ DISABLE = 2
 """Bit 1 of channel_flags (BOLT 7)."""
 
 _NO_EDGES: Mapping[DirectedChannel, Edge] = {}
+_NO_TARGETS: Mapping[DirectedChannel, tuple[bytes, Edge]] = {}
 
 
 def directed(short_channel_id: ShortChannelId, direction: int) -> DirectedChannel:
@@ -80,6 +81,7 @@ class Graph:
         self.avoided: set[bytes] = set()
         self._nodes: dict[bytes, set[ShortChannelId]] = {}
         self._incoming: dict[bytes, dict[DirectedChannel, Edge]] = {}
+        self._outgoing: dict[bytes, dict[DirectedChannel, tuple[bytes, Edge]]] = {}
 
     def __contains__(self, node_id: bytes) -> bool:
         return node_id in self._nodes
@@ -104,15 +106,9 @@ class Graph:
             return None
         return self.incoming(found.nodes[~channel & 1]).get(channel)
 
-    def outgoing(self, node_id: bytes) -> Iterator[tuple[bytes, Edge]]:
+    def outgoing(self, node_id: bytes) -> Collection[tuple[bytes, Edge]]:
         """The usable edges that leave a node, with the nodes that they lead to."""
-        for channel in self.channels_of(node_id):
-            direction = channel.nodes.index(node_id)
-            target = channel.nodes[1 - direction]
-            key = directed(channel.short_channel_id, direction)
-            edge = self.incoming(target).get(key)
-            if edge is not None:
-                yield target, edge
+        return self._outgoing.get(node_id, _NO_TARGETS).values()
 
     # --- changes -------------------------------------------------------------------------------
 
@@ -126,18 +122,16 @@ class Graph:
     def remove_channel(self, short_channel_id: ShortChannelId) -> tuple[bytes, ...]:
         """Forget a channel. Gives the nodes that have none left, which are forgotten with it."""
         channel = self.channels.pop(short_channel_id)
+        channel.updates = [None, None]
         orphans = []
         for direction, node_id in enumerate(channel.nodes):
-            edges = self._incoming.get(node_id)
-            if edges is not None:
-                edges.pop(directed(short_channel_id, 1 - direction), None)
+            self._refresh(channel, direction)
             of_node = self._nodes[node_id]
             of_node.discard(short_channel_id)
             if not of_node:
                 # BOLT 7 "Pruning": a node_announcement depends on a channel_announcement.
                 orphans.append(node_id)
                 del self._nodes[node_id]
-                self._incoming.pop(node_id, None)
                 self.announcements.pop(node_id, None)
                 self.avoided.discard(node_id)
         return tuple(orphans)
@@ -168,8 +162,12 @@ class Graph:
         edge = _edge(channel, source, key, channel.updates[direction])
         if edge is not None:
             self._incoming.setdefault(target, {})[key] = edge
-        elif target in self._incoming:
-            self._incoming[target].pop(key, None)
+            self._outgoing.setdefault(source, {})[key] = target, edge
+        elif key in self._incoming.get(target, ()):
+            for edges, node_id in ((self._incoming, target), (self._outgoing, source)):
+                del edges[node_id][key]
+                if not edges[node_id]:
+                    del edges[node_id]
 
 
 def _edge(

@@ -7,6 +7,7 @@ so nothing waits for it and a failure costs at most a question to another peer.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -86,6 +87,9 @@ class Gossiper:
         store = self._node.store
         self.gossip.restore(store.load_gossip_channels(), store.load_gossip_nodes())
         self.gossip.height = self._node.height
+        # A graph of objects that live on: the garbage collector would go through all of them again
+        # and again, for longer than it takes to find a route.
+        gc.freeze()
         self._tasks.spawn(self._tick())
         self._tasks.spawn(self._pump())
         self._tasks.spawn(self._look_up())

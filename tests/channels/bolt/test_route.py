@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels.bolt import route_search
 from channels.bolt.graph import DirectedChannel, Graph, GraphChannel, directed, direction_of
 from channels.bolt.invoice_fields import RouteHop
 from channels.bolt.route import (
@@ -21,6 +22,7 @@ from channels.bolt.route import (
     find_parts,
     success_ppm,
 )
+from channels.bolt.route_search import Query, weigher
 from channels.units import Msat, Sat, UnixTime
 from tests.channels.bolt.networks import connect, node, scid, update
 
@@ -342,6 +344,51 @@ def test_whatever_is_found_may_be_sent(graph: Graph, amount: int, maxfee: int | 
     for channel, total in carried.items():
         edge = graph.edge(channel)
         assert edge is not None and total <= edge.capacity_msat
+
+
+def price(graph: Graph, route: tuple[Hop, ...]) -> int:
+    """What the search adds up for a route, our own first channel being free."""
+    query = Query(
+        graph=graph,
+        source=node("A"),
+        destination=node("D"),
+        amount=route[-1].amount_msat,
+        final_cltv=9,
+        now=NOW,
+        learned=Knowledge(),
+        maxfee=None,
+        max_hops=20,
+        max_delay=2016,
+        riskfactor=10,
+        hints={},
+        local=None,
+    )
+    weigh = weigher(query, fee_only=False, minimum_matters=True)
+    total = 0
+    pairs = zip(directed_channels(node("A"), route), route, strict=True)
+    for channel, hop in list(pairs)[1:]:
+        edge = graph.edge(channel)
+        weighed = None if edge is None else weigh(edge, hop.amount_msat)
+        assert weighed is not None
+        total += weighed[0]
+    return total
+
+
+@settings(max_examples=150, deadline=None)
+@given(random_graphs(), st.integers(1, 1_000_000))
+def test_looking_forward_changes_nothing_but_the_time(graph: Graph, amount: int) -> None:
+    found: list[int | None] = []
+    for patience in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(route_search, "PATIENCE", patience)
+            try:
+                route = find(
+                    graph, node("A"), node("D"), Msat(amount), 9, now=NOW, learned=Knowledge()
+                )
+                found.append(price(graph, route))
+            except NoRoute:
+                found.append(None)
+    assert found[0] == found[1]
 
 
 @settings(max_examples=100, deadline=None)
