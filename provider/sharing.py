@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from aiohttp import web
 from yarl import URL
 
-from channels.errors import UserError
+from channels.errors import RemoteProtocolError, UserError
 from channels.terminal import Progress
+from sidechain.model.files import ARCHITECTURE, WEIGHTS
 from torrent import files, webseed
 from torrent.library import Library
 from torrent.magnet import Magnet, Peer
+from torrent.manifest import Manifest
 from torrent.progress import fetching
 from torrent.swarm import Swarm
 
@@ -64,16 +67,28 @@ async def obtain(
         return await _publish(swarm, Path(what), check, show)
     magnet = Magnet.parse(what)
     named = (*magnet.peers, *(Peer.parse(text) for text in peers))
-    magnet = Magnet(magnet.infohash, named, magnet.trackers, magnet.web_seeds)
+    magnet = replace(magnet, peers=named)
     show(0, None, "Looking for peers")
     try:
-        path = await swarm.fetch(magnet, pin=True, report=fetching(show))
+        path = await swarm.fetch(
+            magnet, accept=_looks_like_a_model, pin=True, report=fetching(show)
+        )
     except UserError as error:
-        # `oda seed` shares it from the same library already.
         if error.reason != "already-running" or not swarm.library.is_complete(magnet.infohash):
             raise
+        # Another program, `oda seed`, shares it from the same library.
         path = swarm.library.entry(magnet.infohash).data
     return Shared(path, magnet.infohash)
+
+
+def _looks_like_a_model(manifest: Manifest) -> None:
+    """Before it is fetched; what is in the files is seen when it is loaded."""
+    if manifest.file(ARCHITECTURE) is None or manifest.file(WEIGHTS) is None:
+        raise RemoteProtocolError(
+            "not-a-model",
+            f"What has this infohash is no model, it has no {ARCHITECTURE} or no {WEIGHTS}; "
+            "name another.",
+        )
 
 
 async def _publish(
@@ -81,13 +96,15 @@ async def _publish(
 ) -> Shared:
     await asyncio.to_thread(check, directory)
     show(0, None, f"Hashing {directory}")
+    infohash = (await asyncio.to_thread(files.describe, directory)).manifest.infohash
     try:
-        infohash = (await swarm.publish(directory)).infohash
+        # What the library has already is not copied there at every start.
+        path = await swarm.seed(infohash, pin=True)
     except UserError as error:
-        if error.reason != "already-running":
+        if error.reason == "already-running" and swarm.library.is_complete(infohash):
+            return Shared(swarm.library.entry(infohash).data, infohash)
+        if error.reason not in ("not-found", "not-complete"):
             raise
-        described = await asyncio.to_thread(files.describe, directory)
-        infohash = described.manifest.infohash
-        if not swarm.library.is_complete(infohash):
-            raise
-    return Shared(swarm.library.entry(infohash).data, infohash)
+        infohash = (await swarm.publish(directory)).infohash
+        path = swarm.library.entry(infohash).data
+    return Shared(path, infohash)

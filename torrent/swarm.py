@@ -135,15 +135,20 @@ class Swarm:
                 await torrent.seed()
         return Magnet(found.infohash, (self.address,))
 
-    async def seed(self, infohash: bytes) -> Path:
-        """Serve a complete torrent of the library. Raises UserError "not-found", "not-complete"
-        or "already-running"."""
+    async def seed(self, infohash: bytes, *, pin: bool = False) -> Path:
+        """Serve a complete torrent of the library; pin: never evict it.
+
+        Raises UserError "not-found", "not-complete" or "already-running".
+        """
         self.library.entry(infohash)
         async with self._turn(infohash):
             torrent = self._claim(Magnet(infohash))
             if not await torrent.seed():
                 await self._leave(infohash)
                 raise UserError("not-complete", f"{infohash.hex()} is not complete; fetch it.")
+            if pin and not torrent.entry.record.pinned:
+                torrent.entry.record.pinned = True
+                torrent.entry.save()
             return torrent.entry.data
 
     async def restore(self) -> list[bytes]:

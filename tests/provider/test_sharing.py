@@ -13,7 +13,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from channels.errors import UserError
+from channels.errors import RemoteProtocolError, UserError
 from channels.terminal import no_progress
 from channels.units import UnixTime
 from client.provider import Catalogue
@@ -25,7 +25,7 @@ from provider.sharing import Sharing, obtain
 from tests.provider.clock import Clock
 from tests.provider.fakes import MODEL, PACE, PRICE, FakeEngine, FakeNode
 from tests.torrent.nodes import node
-from tests.torrent.samples import fill
+from tests.torrent.samples import content, fill, model
 from tests.torrent.test_swarm import same
 from torrent import webseed
 from torrent.magnet import Magnet, Peer
@@ -102,10 +102,14 @@ async def test_the_link_names_what_reaches_us(tmp_path: Path) -> None:
 
 
 async def test_by_directory_infohash_or_link(tmp_path: Path) -> None:
-    source = fill(tmp_path / "source", {"w": 300_000, "c": 50})
+    source = model(tmp_path / "source", content("w", 300_000))
     async with node(tmp_path / "a") as a, node(tmp_path / "b") as b:
         published = await obtain(a, str(source), (), anything, no_progress)
         assert same(source, published.path)
+        # At the next start it is neither copied nor fetched.
+        before = (published.path / "weights.safetensors").stat().st_ino
+        assert await obtain(a, str(source), (), anything, no_progress) == published
+        assert (published.path / "weights.safetensors").stat().st_ino == before
         infohash, peer = published.infohash.hex(), str(a.address)
         fetched = await obtain(b, infohash, (peer,), anything, no_progress)
         assert fetched.infohash == published.infohash
@@ -113,6 +117,16 @@ async def test_by_directory_infohash_or_link(tmp_path: Path) -> None:
         assert b.library.entry(fetched.infohash).record.pinned
         again = await obtain(b, f"magnet:?xt=urn:btmh:1220{infohash}", (), anything, no_progress)
         assert again == fetched
+
+
+async def test_what_is_no_model_is_not_fetched(tmp_path: Path) -> None:
+    source = fill(tmp_path / "source", {"w": 300_000, "weights.safetensors": 50})
+    async with node(tmp_path / "a") as a, node(tmp_path / "b") as b:
+        magnet = await a.publish(source)
+        with pytest.raises(RemoteProtocolError) as caught:
+            await obtain(b, str(magnet), (), anything, no_progress)
+        assert caught.value.reason == "not-a-model"
+        assert b.library.entries() == []
 
 
 async def test_what_is_no_model_is_not_shared(tmp_path: Path) -> None:
