@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,29 @@ async def test_limits_pause_and_resume(tmp_path: Path) -> None:
     async with node(tmp_path / "a") as a:
         await a.restore()
         assert a.status(magnet.infohash).state == "paused"
+
+
+async def test_slow_peers_do_not_keep_others_waiting(tmp_path: Path) -> None:
+    source = fill(tmp_path / "source", {"w": 6_000_000, "c": 5})
+    async with AsyncExitStack() as stack:
+        a = await stack.enter_async_context(node(tmp_path / "a"))
+        magnet = await a.publish(source)
+        # More than are served at a time, and each would take a minute.
+        slow = [
+            await stack.enter_async_context(node(tmp_path / f"slow{i}", download_limit=100_000))
+            for i in range(8)
+        ]
+        waiting = {asyncio.create_task(each.fetch(magnet)) for each in slow}
+        while not all(
+            each._torrents and each.status(magnet.infohash).downloaded for each in slow[:4]
+        ):
+            await asyncio.wait(waiting, timeout=0.05)
+        b = await stack.enter_async_context(node(tmp_path / "b"))
+        assert same(source, await b.fetch(magnet))
+        assert max(each.status(magnet.infohash).done for each in slow) < 3_000_000
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_a_web_seed_alone_is_enough(tmp_path: Path) -> None:
