@@ -230,6 +230,16 @@ class Lightning:
         )
         return _read(answer, "close", answers.Closed)
 
+    async def listcloses(self, node_id: str | None = None) -> list[answers.Close]:
+        """Channels that close on chain, output by output. lightningd does not tell: none."""
+        try:
+            answer = await self.call("oda-listcloses", id=node_id)
+        except LightningError as refused:
+            if refused.code == RpcErrorCode.METHOD_NOT_FOUND:
+                return []
+            raise
+        return _read(answer, "oda-listcloses", answers.Closes).closes
+
     async def invoice(
         self,
         amount_msat: Msat | None,

@@ -113,6 +113,37 @@ class Closed(msgspec.Struct, frozen=True):
     txids: list[str] = []
 
 
+class CloseOutput(msgspec.Struct, frozen=True):
+    """`status`: spent, claiming, waiting, theirs or ignored (too small, or an anchor)."""
+
+    txid: str
+    outnum: int
+    type: str
+    amount_msat: Msat
+    status: str
+    claim: str | None = None
+    claimable_blockheight: BlockHeight | None = None
+    deadline: BlockHeight | None = None
+    spent_txid: str | None = None
+
+
+class Close(msgspec.Struct, frozen=True):
+    """Of `oda-listcloses`. Unless `confirmed`, heights suppose that the next block has it."""
+
+    peer_id: str
+    channel_id: str
+    state: str
+    closer: str
+    txid: str
+    confirmed: bool
+    blockheight: BlockHeight
+    outputs: list[CloseOutput]
+
+
+class Closes(msgspec.Struct, frozen=True):
+    closes: list[Close]
+
+
 class NewInvoice(msgspec.Struct, frozen=True):
     bolt11: str
     payment_hash: str

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from channels import lightning_answers as answers
 from channels.errors import OdaError, UserError
 from channels.lightning import LightningError
 from channels.terminal import EXIT_CODES, ExitCode, Progress, no_progress
-from channels.units import Msat, Sat, msat
+from channels.units import BlockHeight, Msat, Sat, msat
 
 DUST: Final = Sat(546)
 """The dust limit: the reserve of the provider, who can refund nothing below it, is pushed to it
@@ -20,7 +21,11 @@ MAX_CHANNEL: Final = Sat((1 << 24) - 1)
 """BOLT 2: the most without option_support_large_channel."""
 
 USABLE: Final = "CHANNELD_NORMAL"
-GONE: Final = ("ONCHAIN", "CLOSED", "CLOSINGD_COMPLETE", "AWAITING_UNILATERAL")
+ENDING: Final = ("AWAITING_UNILATERAL", "FUNDING_SPEND_SEEN", "ONCHAIN")
+GONE: Final = ("CLOSED", "CLOSINGD_COMPLETE", *ENDING)
+
+FORCE_SECONDS: Final = 5
+"""How long a forced close asks the provider to agree, which is cheaper and quicker for both."""
 
 # lightningd's error codes, by what they mean to a person.
 _TOO_POOR: Final = (301, 313)
@@ -61,6 +66,8 @@ class ChannelNode(Protocol):
 
     async def close(self, channel: str, unilateraltimeout: int = 60) -> answers.Closed: ...
 
+    async def listcloses(self, node_id: str | None = None) -> list[answers.Close]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -88,12 +95,31 @@ class Usable:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """type: "mutual" or "unilateral"; ours_msat: our side of the channel before closing fees."""
+    """type: "mutual" or "unilateral"; ours_msat: our side of the channel before closing fees.
+
+    claims: of a unilateral close, what comes back later.
+    """
 
     channel_id: str
     type: str
     txids: tuple[str, ...]
     ours_msat: Msat
+    claims: tuple[Claimable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claimable:
+    """An output that will be ours: kind is lightningd's name for it; amount before the fee.
+
+    height: the chain's height from which it can be spent; in_blocks: how far that is. The node
+    spends it by itself. confirmed is whether the closing transaction is.
+    """
+
+    kind: str
+    amount_msat: Msat
+    height: BlockHeight
+    in_blocks: int
+    confirmed: bool
 
 
 async def open_channel(
@@ -167,21 +193,63 @@ async def wait_until_usable(
         await asyncio.sleep(poll)
 
 
-async def close_channels(node: ChannelNode, node_id: str) -> list[Closing]:
-    """Close every channel with a provider, together with it. Raises UserError `no-channel`."""
-    channels = [c for c in await node.listpeerchannels(node_id) if c.state not in GONE]
-    if not channels:
+async def close_channels(node: ChannelNode, node_id: str, *, force: bool = False) -> list[Closing]:
+    """Close every channel with a provider, together with it.
+
+    With `force`, alone where it does not agree at once, and what is closing like that already is
+    told of again. Raises UserError `no-channel`.
+    """
+    channels = await node.listpeerchannels(node_id)
+    chosen = [c for c in channels if c.state not in GONE or (force and c.state in ENDING)]
+    if not chosen:
         raise UserError("no-channel", "There is no open channel with this provider.")
     closed = []
-    for channel in channels:
+    for channel in chosen:
         assert channel.channel_id is not None  # it was funded
+        ours = channel.to_us_msat or Msat(0)
+        if channel.state in ENDING:
+            closed.append(Closing(channel.channel_id, "unilateral", (), ours))
+            continue
         try:
-            answer = await node.close(channel.channel_id)
+            if force:
+                answer = await node.close(channel.channel_id, unilateraltimeout=FORCE_SECONDS)
+            else:
+                answer = await node.close(channel.channel_id)
         except LightningError as error:
             raise _refusal(error) from error
-        ours = channel.to_us_msat or Msat(0)
         closed.append(Closing(channel.channel_id, answer.type, tuple(answer.txids), ours))
     return closed
+
+
+async def with_claims(
+    node: ChannelNode, closings: Sequence[Closing], height: BlockHeight
+) -> list[Closing]:
+    """The closings with what each of them still has to bring, at this height of the chain."""
+    closes = {close.channel_id: close for close in await node.listcloses()}
+    found = []
+    for closing in closings:
+        close = closes.get(closing.channel_id)
+        if close is None:
+            found.append(closing)
+            continue
+        kind = "mutual" if close.closer == "mutual" else "unilateral"
+        claims = _claimable(close, height)
+        found.append(replace(closing, type=kind, txids=(close.txid,), claims=claims))
+    return found
+
+
+def _claimable(close: answers.Close, height: BlockHeight) -> tuple[Claimable, ...]:
+    return tuple(
+        Claimable(
+            kind=output.type,
+            amount_msat=output.amount_msat,
+            height=output.claimable_blockheight,
+            in_blocks=max(0, output.claimable_blockheight - height),
+            confirmed=close.confirmed,
+        )
+        for output in close.outputs
+        if output.claimable_blockheight is not None and output.status in ("waiting", "claiming")
+    )
 
 
 async def _coins(node: ChannelNode, confirmed: bool = True) -> Msat:

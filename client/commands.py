@@ -7,11 +7,12 @@ import re
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from channels.errors import UserError
+from channels.errors import OdaError, UserError
 from channels.settings import Network, Settings, load_settings
 from channels.terminal import ExitCode, JsonFlag, print_json, progress, run, stderr
 from channels.units import Msat, Sat, UnixTime
@@ -270,29 +271,59 @@ def close(
     channel: Annotated[
         bool, typer.Option("--channel", help="The provider's Lightning channel too.")
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="The channel too, without the provider's consent if it gives none."
+        ),
+    ] = False,
     provider: ProviderOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Leave: the unspent rest of a session comes back, and with --channel all coins on chain."""
-    rows = _to_close(session, all_, channel)
+    """Leave: the unspent rest of a session comes back, and with --channel all coins on chain.
+
+    After a forced close coins come back later; repeat it to see which, and when.
+    """
+    rows = _to_close(session, all_, channel or force)
     url = load_client_settings({"provider": provider}).provider
-    refunds, closings, onchain = run(_close(rows, url, channel))
+    left = run(_leave(rows, url, channel=channel or force, force=force))
     if as_json:
-        print_json({"refunds": refunds, "channels": closings, "onchain_sat": onchain})
+        print_json(left)
         return
-    for refund in refunds:
+    _show_left(left)
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """unsettled: sessions that a forced close could not settle, with the reason."""
+
+    refunds: list[Refund]
+    channels: list[Closing]
+    onchain_sat: Sat | None
+    unsettled: dict[int, str]
+
+
+def _show_left(left: Left) -> None:
+    for number, reason in left.unsettled.items():
+        typer.echo(f"Session {number} was not settled: {reason}")
+    for refund in left.refunds:
         typer.echo(
             f"Session {refund.session}: paid {refund.paid_msat} msat, spent {refund.spent_msat}, "
             f"{refund.received_msat} came back ({refund.status})"
         )
         if refund.unaccounted_msat:
             typer.echo(f"  {refund.unaccounted_msat} msat less than what is due")
-    for closing in closings:
+    for closing in left.channels:
         typer.echo(f"Channel {closing.channel_id}: {closing.type} close")
         for txid in closing.txids:
             typer.echo(f"  transaction {txid}")
-    if onchain is not None:
-        typer.echo(f"Confirmed on chain: {onchain} sat")
+        for claim in closing.claims:
+            when = f"from block {claim.height}, in {claim.in_blocks} blocks"
+            if not claim.confirmed:
+                when += " if the next one has this transaction"
+            typer.echo(f"  {claim.amount_msat // 1000} sat {when} ({claim.kind})")
+    if left.onchain_sat is not None:
+        typer.echo(f"Confirmed on chain: {left.onchain_sat} sat")
 
 
 def _to_close(number: int | None, every: bool, channel: bool) -> list[SessionRow]:
@@ -311,21 +342,33 @@ def _to_close(number: int | None, every: bool, channel: bool) -> list[SessionRow
     )
 
 
-async def _close(
-    rows: list[SessionRow], url: str, channel: bool
-) -> tuple[list[Refund], list[Closing], Sat | None]:
-    from client.channel import close_channels
-    from client.provider import normal_url
+async def _leave(rows: list[SessionRow], url: str, *, channel: bool, force: bool) -> Left:
     from client.sdk import connect
-    from client.store import Store
 
     refunds: list[Refund] = []
+    unsettled: dict[int, str] = {}
     for row in rows:
-        async with connect(row.provider) as client:
-            refunds += await client.close(row.number)
+        try:
+            async with connect(row.provider) as client:
+                refunds += await client.close(row.number)
+        except OdaError as error:
+            if not force:
+                raise
+            unsettled[row.number] = str(error)  # what it still owes stays on record
     if not channel:
-        return refunds, [], None
-    urls = {row.provider for row in rows} or {normal_url(url)}
+        return Left(refunds, [], None, unsettled)
+    closings, onchain = await _close_channels([row.provider for row in rows], url, force=force)
+    return Left(refunds, closings, onchain, unsettled)
+
+
+async def _close_channels(
+    providers: list[str], url: str, *, force: bool
+) -> tuple[list[Closing], Sat]:
+    from client.channel import close_channels, with_claims
+    from client.provider import normal_url
+    from client.store import Store
+
+    urls = set(providers) or {normal_url(url)}
     store = Store(store_file(load_settings()))
     try:
         node_ids = [node_id for each in sorted(urls) if (node_id := store.pinned(each))]
@@ -335,9 +378,14 @@ async def _close(
         raise UserError("no-channel", f"No channel was ever opened to {', '.join(sorted(urls))}.")
     async with _node() as lightning:
         closings = [
-            closing for node_id in node_ids for closing in await close_channels(lightning, node_id)
+            closing
+            for node_id in node_ids
+            for closing in await close_channels(lightning, node_id, force=force)
         ]
         await _mine_on_regtest(load_settings(), 1)
+        if force:
+            height = (await lightning.getinfo()).blockheight
+            closings = await with_claims(lightning, closings, height)
         funds = await lightning.listfunds()
     confirmed = sum(o.amount_msat for o in funds.outputs if o.status == "confirmed")
-    return refunds, closings, Sat(confirmed // 1000)
+    return closings, Sat(confirmed // 1000)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -197,6 +198,30 @@ class UserNode:
         )
         return answers.FundedChannel("00", "aa" * 32, 0, "cc" * 32)
 
+    agrees: bool = True
+    """To a mutual close, which its node would otherwise do without."""
+    closes: list[answers.Close] = field(default_factory=list)
+
     async def close(self, channel: str, unilateraltimeout: int = 60) -> answers.Closed:
-        self.channels.clear()
-        return answers.Closed("mutual", txids=["bb" * 32])
+        txid = "bb" * 32
+        if self.agrees:
+            self.channels.clear()
+            return answers.Closed("mutual", txids=[txid])
+        [one] = self.channels
+        self.channels[:] = [msgspec.structs.replace(one, state="AWAITING_UNILATERAL")]
+        anchor = answers.CloseOutput(txid, 0, "ANCHOR_TO_US", Msat(330_000), "ignored")
+        ours = answers.CloseOutput(
+            *(txid, 1, "DELAYED_OUTPUT_TO_US", Msat(40_000_000), "waiting"),
+            claimable_blockheight=BlockHeight(107),
+        )
+        close = answers.Close(
+            *(one.peer_id, channel, "AWAITING_UNILATERAL", "ours", txid),
+            confirmed=False,
+            blockheight=BlockHeight(102),
+            outputs=[anchor, ours],
+        )
+        self.closes.append(close)
+        return answers.Closed("unilateral", txids=[txid])
+
+    async def listcloses(self, node_id: str | None = None) -> list[answers.Close]:
+        return self.closes

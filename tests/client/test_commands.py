@@ -47,6 +47,10 @@ class House:
         self._thread.join()
         self._loop.close()
 
+    def go_away(self) -> None:
+        """The provider does not answer any more."""
+        self.call(self.shop.client.close)
+
     def oda(self, *arguments: str) -> tuple[int, str, str]:
         self._capsys.readouterr()
         try:
@@ -147,6 +151,42 @@ def test_closing_the_channel_too(house: House) -> None:
     assert closed["channels"][0]["ours_msat"] == (50_000 - 546) * 1000
     assert closed["onchain_sat"] == 1_000_000 - 50_305
     assert house.fails("close", "--channel") == (ExitCode.NOT_FOUND, "no-channel")
+
+
+def test_a_forced_close_tells_what_comes_back_and_when(house: House) -> None:
+    house.oda("open", house.shop.url, "--amount", "50000")
+    house.node.agrees = False
+    code, closed = house.document("close", "--force")
+    assert code == ExitCode.OK
+    [channel] = closed["channels"]
+    assert channel["type"] == "unilateral"
+    assert channel["txids"] == ["bb" * 32]
+    assert channel["claims"] == [
+        {
+            "kind": "DELAYED_OUTPUT_TO_US",
+            "amount_msat": 40_000_000,
+            "height": 107,
+            "in_blocks": 6,
+            "confirmed": False,
+        }
+    ]
+    # Once it is closing, the same command tells again.
+    code, out, _ = house.oda("close", "--force")
+    assert code == ExitCode.OK
+    assert "40000 sat from block 107, in 6 blocks" in out
+    assert house.fails("close", "--channel") == (ExitCode.NOT_FOUND, "no-channel")
+
+
+def test_a_forced_close_does_not_need_the_provider(house: House) -> None:
+    house.oda("open", house.shop.url, "--amount", "50000")
+    house.oda("chat", "abc", "--max-tokens", "10")
+    house.go_away()
+    assert house.fails("close", "--channel")[0] == ExitCode.UNREACHABLE
+    code, closed = house.document("close", "--force")
+    assert code == ExitCode.OK
+    assert closed["refunds"] == []
+    assert list(closed["unsettled"]) == ["1"]
+    assert closed["channels"][0]["type"] == "mutual"
 
 
 def test_ctrl_c_stops_the_paying_and_says_what_is_left(
