@@ -64,8 +64,7 @@ class Connection:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            self.ready.cancel()
-            await self._close()
+            await self.close()
         for task in tasks:
             if not task.cancelled():
                 task.result()  # an error that nobody foresaw must be seen
@@ -146,7 +145,9 @@ class Connection:
                     self._wake.clear()
                     await self._wake.wait()
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Say goodbye, without waiting long for the peer's."""
+        self.ready.cancel()
         with contextlib.suppress(OSError, aiohttp.ClientError, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._socket.close()

@@ -7,6 +7,7 @@ puts the calls between two commits, and sends afterwards.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -303,7 +304,11 @@ class Exchange:
         peer.headers_asked = None
         if not message.headers:
             return False
-        headers = [Header.decode(data) for data in message.headers]
+        # The known ones come first. A flood of them costs a few hashes, not one for each.
+        first = bisect_left(
+            message.headers, True, key=lambda data: self._headers.get(sha256d(data)) is None
+        )
+        headers = [Header.decode(data) for data in message.headers[max(0, first - 1) :]]
         before = len(self._headers.records)
         try:
             last = self._node.accept_headers(headers)
@@ -316,7 +321,7 @@ class Exchange:
             new = len(self._headers.records) - before
             self._showed(peer, headers, new, now)
         # Who repeats what is known leads nowhere, however much there is of it.
-        if len(headers) == MAX_HEADERS and (new or last is peer.best):
+        if len(message.headers) == MAX_HEADERS and (new or last is peer.best):
             self._ask_headers(peer, now, last)
         return new > 0
 

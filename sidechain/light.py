@@ -57,26 +57,31 @@ PROVABLE: Final = frozenset({TIP_KEY[:1], *(f(b"")[:1] for f in _PROVABLE)})
 """How keys begin whose values are asked for; others are the rules' own notes and may be long."""
 
 
-def prove(block: Block, state: ChainState, key: bytes) -> EntryProof:
-    """The proof for a key in the state after the block, by a full node.
+class Prover:
+    """The entries of the state after one block, by a full node; a block's tree is built once."""
 
-    Raises Rejection("bad-proof") for a key that nobody needs proven.
-    """
-    if key[:1] not in PROVABLE:
-        raise Rejection("bad-proof", "no such kind of entry")
-    inclusion = merkle.prove(block.txids(), 0)
-    found = state.prove(key)
-    assert found is not None  # the state after a block has its tip at least
-    return EntryProof(
-        block.hash,
-        block.transactions[0].encode(),
-        inclusion.count,
-        inclusion.path,
-        found.key,
-        found.value_hash,
-        (state.get(key) or b"") if found.key == key else b"",
-        found.path,
-    )
+    def __init__(self, block: Block, state: ChainState) -> None:
+        self._hash = block.hash
+        self._state = state
+        self._producer = block.transactions[0].encode()
+        self._inclusion = merkle.prove(block.txids(), 0)
+
+    def prove(self, key: bytes) -> EntryProof:
+        """Raises Rejection("bad-proof") for a key that nobody needs proven."""
+        if key[:1] not in PROVABLE:
+            raise Rejection("bad-proof", "no such kind of entry")
+        found = self._state.prove(key)
+        assert found is not None  # the state after a block has its tip at least
+        return EntryProof(
+            self._hash,
+            self._producer,
+            self._inclusion.count,
+            self._inclusion.path,
+            found.key,
+            found.value_hash,
+            (self._state.get(key) or b"") if found.key == key else b"",
+            found.path,
+        )
 
 
 class Unproven(KeyError):

@@ -44,8 +44,11 @@ No inbound connection ever takes one of these slots."""
 
 DIAL_SECONDS: Final = 5.0
 TICK_SECONDS: Final = 0.5
-TURN_MESSAGES: Final = 256
-"""Messages that are handled before the event loop goes on."""
+TURN_SECONDS: Final = 0.05
+"""How long messages are handled before what came of them is committed, and others have a turn."""
+
+SLICE: Final = 16
+"""Messages of one peer that are handled before the next one's."""
 
 MAX_KEPT: Final = 256
 """Nodes that were reached and are remembered over a restart."""
@@ -143,6 +146,8 @@ class Peers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self._connections.values():
+            await connection.close()  # it had not begun to run
         if self._session is not None:
             await self._session.close()
 
@@ -265,6 +270,8 @@ class Peers:
             raise UserError(
                 "peer-unreachable", f"There is no host {host!r} ({error.strerror})."
             ) from error
+        # "localhost" is both 127.0.0.1 and ::1, and nodes listen on the first.
+        found.sort(key=lambda each: each[0] != sockets.AF_INET)
         return str(found[0][4][0])
 
     def _connected(self) -> set[Place]:
@@ -353,18 +360,19 @@ class Peers:
             return
         now = self._clock()
         waiting = [each for each in self._connections.values() if each.inbox]
-        share = max(8, TURN_MESSAGES // max(1, len(waiting)))
         try:
             with self._node.turn():
-                for connection in waiting:
-                    for data in connection.take(share):
-                        self._exchange.received(connection.peer, data, now)
+                while waiting and self._clock() < now + TURN_SECONDS:
+                    for connection in waiting:
+                        for data in connection.take(SLICE):
+                            self._exchange.received(connection.peer, data, now)
+                    waiting = [each for each in waiting if each.inbox]
             self._exchange.flush(now)
             self._look_after()
         except Exception as error:  # noqa: BLE001  # whatever it is, nothing may be sent after it
             self._fail(error)
             return
-        if any(each.inbox for each in waiting):
+        if waiting:
             self._schedule()
 
     def _look_after(self) -> None:

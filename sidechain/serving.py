@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from sidechain import light
 from sidechain.announcements import Announcements
 from sidechain.chain import Chain, Status
 from sidechain.conversation import Conversation
 from sidechain.headers import HeaderRecord
+from sidechain.light import Prover
 from sidechain.mempool import Mempool
 from sidechain.protocol import (
     MAX_HEADERS,
@@ -27,7 +27,6 @@ from sidechain.protocol import (
     Proofs,
     Tx,
 )
-from sidechain.state import ChainState
 
 PROOF_DEPTH: Final = 32
 """How deep below the tip entries are proven; older states would have to be rebuilt."""
@@ -52,7 +51,7 @@ class Serving:
         self._announcements = announcements
         self._chain = chain
         self._mempool = mempool
-        self._states: dict[bytes, ChainState] = {}
+        self._provers: dict[bytes, Prover] = {}
 
     def serve(self, peer: Conversation, now: float) -> None:
         """Put the next answers into the peer's outbox; nothing while it has had too much."""
@@ -119,22 +118,22 @@ class Serving:
         record = chain.headers.get(wanted.block) if chain else None
         if chain is None or record is None or not self._provable(chain, record):
             return NotFound(Item.BLOCK, (wanted.block,))
-        block = chain.block(wanted.block)
-        assert block is not None  # the active chain's bodies are kept
-        state = self._state(chain, record)
-        return Proofs(tuple(light.prove(block, state, key) for key in wanted.keys))
+        prover = self._prover(chain, record)
+        return Proofs(tuple(prover.prove(key) for key in wanted.keys))
 
     @staticmethod
     def _provable(chain: Chain, record: HeaderRecord) -> bool:
         deepest = max(0, chain.tip.height - PROOF_DEPTH)
         return record.height > deepest and chain.is_active(record)
 
-    def _state(self, chain: Chain, record: HeaderRecord) -> ChainState:
+    def _prover(self, chain: Chain, record: HeaderRecord) -> Prover:
         """States share what they have in common, so keeping some costs little."""
-        state = self._states.get(record.hash)
-        if state is None:
-            state = chain.state_at(chain.tip.height - record.height)
-            if len(self._states) >= PROOF_DEPTH:
-                del self._states[next(iter(self._states))]
-            self._states[record.hash] = state
-        return state
+        prover = self._provers.get(record.hash)
+        if prover is None:
+            block = chain.block(record.hash)
+            assert block is not None  # the active chain's bodies are kept
+            prover = Prover(block, chain.state_at(chain.tip.height - record.height))
+            if len(self._provers) >= PROOF_DEPTH:
+                del self._provers[next(iter(self._provers))]
+            self._provers[record.hash] = prover
+        return prover

@@ -373,7 +373,7 @@ def test_a_light_client_among_liars() -> None:
     block = chain.block(record.hash)
     assert block is not None
     view = client.view()
-    proof = light.prove(block, chain.state_at(FAST.fee_depth), model_key(MODEL))
+    proof = light.Prover(block, chain.state_at(FAST.fee_depth)).prove(model_key(MODEL))
     view.learn(model_key(MODEL), proof)
     model = view.model(MODEL)
     assert model is not None and model.confirmed.trainer == ALICE.key

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sidechain import conversation, exchange, relay, serving
 from sidechain.light import PROVABLE
 from sidechain.limits import PATIENCE, Known, TokenBucket
-from sidechain.primitives import Block
+from sidechain.primitives import Block, sha256d
 from sidechain.protocol import (
     BAN,
     MAX_INVENTORY,
@@ -707,3 +707,18 @@ def test_points_add_up_to_a_ban(side: Side) -> None:
     assert peer.seen.over is None
     peer.seen.refused("bad-score", BAN - 20)
     assert peer.seen.over == "bad-score" and peer.seen.misbehaved
+
+
+def test_a_flood_of_known_headers_costs_little(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = mine(side.chain_node, 100)
+    hashed = []
+
+    def counted(data: bytes) -> bytes:
+        hashed.append(data)
+        return sha256d(data)
+
+    monkeypatch.setattr(exchange, "sha256d", counted)
+    peer = stranger(side)
+    assert peer.says(headers(blocks)) is None
+    assert peer.seen.best is side.chain.tip
+    assert len(hashed) < 10

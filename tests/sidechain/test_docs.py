@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sidechain import mempool, primitives, protocol
+from sidechain import (
+    addresses,
+    bans,
+    conversation,
+    mempool,
+    peers,
+    primitives,
+    protocol,
+    serving,
+    sync,
+)
+from sidechain.limits import PATIENCE
 from sidechain.params import MAIN, REGTEST
 from sidechain.reasons import REASONS
 
@@ -69,3 +80,33 @@ def test_the_figures_in_the_text() -> None:
     assert f"{protocol.BAN} points end in a ban" in text
     assert f"at least {MAIN.min_shard_samples} samples" in text
     assert f"hence at most {MAIN.openings_per_block} openings" in text
+
+
+def test_the_figures_of_the_network() -> None:
+    text = " ".join(section("The network").split())
+    first, last = sync.FIRST_WINDOW, sync.LAST_WINDOW
+    assert f"{first} blocks at first, up to {last}" in text
+    assert f"at most {sync.AHEAD} ahead" in text
+    assert f"within {PATIENCE.steal:.0f} s is asked of an idle peer" in text
+    assert f"nothing for {PATIENCE.block:.0f} s is asked for less" in text
+    assert f"don't come within {PATIENCE.item:.0f} s" in text
+    assert f"may send {conversation.MESSAGES_PER_SECOND:.0f} messages" in text
+    assert f"and {conversation.BYTES_PER_SECOND / 1024:.0f} KiB a second" in text
+    at_once = conversation.MESSAGES_AT_ONCE, conversation.BYTES_AT_ONCE / 2**20
+    assert "({:.0f} and {:.0f} MiB at once)".format(*at_once) in text
+    lesser = conversation.LESSER_HEADERS_PER_SECOND, conversation.LESSER_HEADERS_AT_ONCE
+    assert "and {:.0f} headers a second ({:.0f} at once)".format(*lesser) in text
+    assert f"at most {conversation.SERVED_PER_SECOND / 2**20:.0f} MiB a second" in text
+    assert f"and {conversation.MAX_REQUESTS} questions may wait" in text
+    waits = PATIENCE.unsent, PATIENCE.pong, PATIENCE.handshake
+    assert (
+        "read for {:.0f} s, is silent for {:.0f} s after a ping, or takes {:.0f} s".format(*waits)
+        in text
+    )
+    assert f"{peers.MAX_INBOUND} inbound and {peers.MAX_OUTBOUND} outbound" in text
+    assert f"at most {addresses.MAX_PER_SOURCE} places in a book of {addresses.MAX_BOOK}" in text
+    assert f"up to {addresses.LAST_RETRY / 60:.0f} minutes" in text
+    assert f"({addresses.LAST_RETRY_KEPT:.0f} s for the operator's)" in text
+    assert f"the last {serving.PROOF_DEPTH} blocks" in text
+    assert bans.BAN_SECONDS == 24 * 3600 and "ban of the host for a day" in text
+    assert addresses.MAX_PER_GROUP == 2 and "at most two are in one network" in text

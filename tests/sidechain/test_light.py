@@ -34,7 +34,7 @@ def served(world: World, client: LightClient, key: bytes) -> EntryProof:
     depth = world.height - record.height
     block = world.chain.block(record.hash)
     assert block is not None
-    return light.prove(block, world.chain.state_at(depth), key)
+    return light.Prover(block, world.chain.state_at(depth)).prove(key)
 
 
 def test_one_honest_peer_is_enough() -> None:
@@ -116,9 +116,9 @@ def test_only_what_clients_need_is_proven() -> None:
     block = world.chain.block(world.chain.tip.hash)
     assert block is not None
     for key in (TIP_KEY, payee_key(BOB.key), model_key(model), root_key(h("first")), b"D" + model):
-        light.prove(block, world.state, key)
+        light.Prover(block, world.state).prove(key)
     with pytest.raises(Rejection, match="no such kind"):
-        light.prove(block, world.state, expiry_key(50))
+        light.Prover(block, world.state).prove(expiry_key(50))
 
 
 def test_the_position_of_the_producer_is_proven() -> None:
@@ -126,7 +126,7 @@ def test_the_position_of_the_producer_is_proven() -> None:
     world = World()
     block = world.mine(register(QUICK, ALICE))
     view = ProvenView(world.chain.tip)
-    honest = light.prove(block, world.state, TIP_KEY)
+    honest = light.Prover(block, world.state).prove(TIP_KEY)
     second = merkle.prove(block.txids(), 1)
     with pytest.raises(Rejection):
         view.learn(

@@ -172,7 +172,7 @@ def _other_block() -> str:
     world = World()
     block = world.mine(register(QUICK, ALICE))
     key = payee_key(ALICE.key)
-    proof = light.prove(block, world.state, key)
+    proof = light.Prover(block, world.state).prove(key)
     client = light.LightClient(QUICK)
     return reason_of(client.view(client.headers.genesis).learn, key, proof)
 
