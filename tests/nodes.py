@@ -128,7 +128,8 @@ class LightningNode:
 
         Raises LightningError and LightningUnreachable, as `rpc` does.
         """
-        request = {"id": "pay", "method": "xpay", "params": {"invstring": bolt11, **options}}
+        params = {"invstring": bolt11, **options}
+        request = {"jsonrpc": "2.0", "id": "pay", "method": "xpay", "params": params}
         try:
             reader, writer = await asyncio.open_unix_connection(self.process.rpc_file)
             async with contextlib.aclosing(_Closing(writer)):

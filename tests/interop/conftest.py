@@ -1,4 +1,4 @@
-"""Electrum beside our node on the chain that tests share, and a line that says which one it was."""
+"""Electrum beside our node on the chain that tests share, and lines that say who took part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from tests.conftest import Chain
 from tests.interop.counterparty import Counterparty
 from tests.nodes import nodes_on
 
-VERSION = pytest.StashKey[str]()
+VERSIONS = pytest.StashKey[set[str]]()
+
+
+def interoperated(config: pytest.Config, version: str) -> None:
+    """The run says in the end with what it has interoperated."""
+    config.stash.setdefault(VERSIONS, set()).add(version)
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +63,12 @@ def counterparty(
         ours = nodes.make("oda")
         counterparty = Counterparty(nodes, ours, program, server.port)
         version = asyncio.run(counterparty.prepare())
-        request.config.stash[VERSION] = f"Electrum {version} with {LIBRARIES[0]}"
+        interoperated(request.config, f"Electrum {version} with {LIBRARIES[0]}")
         yield counterparty
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    version = config.stash.get(VERSION, None)
-    if version is not None:
+    for version in sorted(config.stash.get(VERSIONS, ())):
         terminalreporter.line(f"Interoperated with {version}.")
