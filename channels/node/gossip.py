@@ -28,7 +28,6 @@ from channels.bolt.messages import (
 )
 from channels.bolt.transactions import OutPoint, Transaction
 from channels.errors import OdaError, RemoteProtocolError
-from channels.node.chain import BitcoindError, BitcoindUnreachable
 from channels.node.own_gossip import OwnGossip
 from channels.node.tasks import Tasks
 from channels.units import BlockHeight, ShortChannelId
@@ -229,7 +228,7 @@ class Gossiper:
             scid = await self._lookups.get()
             try:
                 output = await self._output(scid)
-            except (BitcoindError, BitcoindUnreachable) as error:
+            except OdaError as error:
                 log.info("the output of channel %s can't be looked up: %s", scid, error)
                 self.gossip.unavailable(scid)
                 continue
