@@ -32,6 +32,9 @@ FEE_TARGETS = (2, 6, 12, 100)
 """The numbers of blocks for which bitcoind is asked for an estimate."""
 
 
+_DYING = (State.FAILED, State.SPEND_SEEN, State.ONCHAIN)
+
+
 class Onchain:
     """All closes of one node; `Tracker` reports blocks, `Node` reports failures."""
 
@@ -54,7 +57,11 @@ class Onchain:
 
     def remember(self, channel: Channel) -> None:
         """Before a channel is saved: keep what would punish the peer for the commitments that it
-        may revoke (BOLT 5)."""
+        may revoke (BOLT 5). A dead one may have got a preimage, or have died just now."""
+        if channel.state.state in _DYING:
+            self._node.turn.after(
+                lambda: self._node.tracker.spawn(self._look_again(channel)),
+            )
         index, htlcs = channel.state.index, []
         for htlc in channel.state.log.htlcs:
             # What was only proposed may be forgotten by both sides, and its id given out again.
@@ -67,10 +74,9 @@ class Onchain:
             self._recorded[index, past.ours] = past.id + 1
 
     def failed(self, channel: Channel) -> None:
-        """The channel can't go on: our commitment goes on chain, once that is on disk."""
+        """The channel can't go on: our commitment goes on chain once that is saved."""
         if channel.state.failed_height is None:
             channel.state.failed_height = self._node.height
-        self._node.turn.after(lambda: self._node.tracker.spawn(self._look_again(channel)))
 
     def force(self, channel: Channel) -> None:
         """The user wants it closed without the peer's consent."""
@@ -79,8 +85,7 @@ class Onchain:
 
     async def refresh(self) -> None:
         """Ask bitcoind what feerates are, if any claim of ours depends on them."""
-        closing = (State.FAILED, State.SPEND_SEEN, State.ONCHAIN)
-        if any(c.state.state in closing for c in self._node.channels.values()):
+        if any(c.state.state in _DYING for c in self._node.channels.values()):
             feerate = self._node.tracker.feerate
             rates = [(blocks, await feerate(blocks)) for blocks in FEE_TARGETS]
             self._claiming.feerates = Feerates(rates)

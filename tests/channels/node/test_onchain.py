@@ -312,8 +312,9 @@ async def test_a_reorganization_takes_back_what_it_took_away(own_close: Close) -
     await close.mine_block()
     assert not spent_htlc(alice)
     # bob learns the preimage in the last moment.
+    before = bob.store.transactions_to_broadcast()
     bob.release(settle=True)
-    bob.node.onchain.look(bob.channel)
+    await until(lambda: bob.store.transactions_to_broadcast() != before, "bob claims it")
     raw = bob.store.transactions_to_broadcast()[-1]
     await close.mine_block(Transaction.parse(raw))
     assert alice.status_of(paid) == "complete"
