@@ -411,10 +411,22 @@ def event(data: bytes, event_id: str | None = None) -> bytes:
 # Models ------------------------------------------------------------------------------------------
 
 
+class Standing(Struct, frozen=True, omit_defaults=True):
+    """What a served model is on the sidechain: its id, its weights, their score (lower is better),
+    and by whom and at which height they came; the last three where these weights are the newest."""
+
+    model: str
+    weights_root: str
+    score: int | None = None
+    trainer: str | None = None
+    height: int | None = None
+
+
 class Model(Struct, frozen=True, omit_defaults=True):
     """An entry of /v1/models: OpenAI's fields, then what a payer needs to know beforehand.
 
     infohash, magnet: how to get the model itself, where the provider shares it (docs/torrent.md).
+    sidechain: None for a model that is not registered.
     """
 
     id: str
@@ -426,6 +438,7 @@ class Model(Struct, frozen=True, omit_defaults=True):
     output_msat_per_token: int
     infohash: str | None = None
     magnet: str | None = None
+    sidechain: Standing | None = None
 
     @classmethod
     def of(

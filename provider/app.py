@@ -127,6 +127,8 @@ class Provider:
     async def _entry(self, request: web.Request, name: str) -> api.Model:
         served = self.models.current[name]
         entry = api.Model.of(name, served.price, served.engine.context_length, served.created)
+        if self.desk is not None:
+            entry = msgspec.structs.replace(entry, sidechain=self.desk.standing(served))
         if served.infohash is None or self._sharing is None:
             return entry
         magnet = await self._sharing.magnet(served.infohash, request.url.origin())

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import time
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from channels.errors import UserError
 from channels.settings import LightningSettings, load_section, load_settings
-from channels.terminal import JsonFlag, print_json, progress, run, stderr
-from channels.units import UnixTime
-from provider.settings import Keys, ProviderSettings
-from torrent import settings as torrent_settings
+from channels.terminal import JsonFlag, print_json, run, stderr
+from provider.settings import ProviderSettings
 
 if TYPE_CHECKING:
     from channels.lightning_answers import NodeInfo
@@ -45,6 +39,14 @@ def provider(
         list[str] | None,
         typer.Option("--peer", metavar="HOST:PORT", help="Who has the model; repeatable."),
     ] = None,
+    follow: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Serve the newest version of a registered model."),
+    ] = None,
+    chain: Annotated[
+        list[str] | None,
+        typer.Option("--chain", metavar="HOST:PORT", help="A node of the sidechain; repeatable."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model.")] = None,
     host: Annotated[str | None, typer.Option(help="Where to serve.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one.")] = None,
@@ -65,6 +67,8 @@ def provider(
     flags = {
         "model": model,
         "peers": peer or None,
+        "follow": follow,
+        "chain": chain or None,
         "name": name,
         "host": host,
         "port": port,
@@ -88,46 +92,17 @@ async def _serve(
     # Here, because torch takes seconds to import and `oda --help` must not.
     import logging
 
-    from channels.lightning import Lightning
-    from provider.app import Provider, serve
-    from provider.ledger import Ledger
-    from provider.serving import Models
-    from provider.sharing import Sharing
-    from torrent.swarm import Swarm
+    from provider.app import serve
+    from provider.assembly import assembled
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    async with Lightning(rpc_file) as lightning:
-        info = await lightning.getinfo()
-        # lightningd says "bitcoin" where the drafts and our settings say "mainnet".
-        network = "mainnet" if info.network == "bitcoin" else info.network
-        if network != shared.network:
-            raise UserError(
-                "wrong-network",
-                f"The Lightning node is on {network} and the settings say {shared.network}.",
-            )
-        directory = shared.provider_dir
-        models = Models(())
-        with closing(Ledger(directory / "provider.sqlite")) as ledger, closing(models):
-            async with Swarm.of(shared, torrent_settings.load(shared)) as swarm:
-                served = await _load(shared, settings, swarm)
-                models.swap(served)
-                keys = Keys.load(directory / "key")
-                sharing = Sharing(swarm.library, swarm.address, settings.url)
-                made = Provider(
-                    ledger,
-                    lightning,
-                    keys,
-                    settings,
-                    network,
-                    models,
-                    _about(info),
-                    sharing=sharing,
-                )
+    async with assembled(shared, settings, rpc_file) as made:
 
-                def started(url: str) -> None:
-                    _say(url, served, info, swarm, as_json)
+        def started(url: str) -> None:
+            made.announce(url)
+            _say(url, made.served, made.info, made.swarm, as_json)
 
-                await serve(made, started)
+        await serve(made.provider, started)
 
 
 def _say(url: str, served: Served, info: NodeInfo, swarm: Swarm, as_json: bool) -> None:
@@ -139,46 +114,9 @@ def _say(url: str, served: Served, info: NodeInfo, swarm: Swarm, as_json: bool) 
                 "model": name,
                 "node": info.id,
                 "infohash": infohash.hex() if infohash else None,
+                "registered": served.model.hex() if served.model else None,
                 "address": str(swarm.address),
             }
         )
     else:
         stderr().print(f"Serving {name} on {url} (Ctrl-C stops it)")
-
-
-async def _load(shared: Settings, settings: ProviderSettings, swarm: Swarm) -> Served:
-    import asyncio
-
-    from provider import models
-    from provider.engine import TorchEngine
-    from provider.pricing import Price
-    from provider.serving import Served
-    from provider.sharing import obtain
-
-    price = Price(settings.input_msat, settings.output_msat)
-    with progress("Loading the model") as show:
-
-        def trained(step: int, nats_per_byte: float, seconds: float) -> None:
-            label = f"Training the model: {nats_per_byte:.2f} nats/byte"
-            show(step, models.FIRST_TRAINING.steps, label)
-
-        what = settings.model
-        if what is None:
-            cache = shared.cache / "models"
-            what = str(await asyncio.to_thread(models.first_model, cache, trained))
-        load = functools.partial(models.load, name=settings.name)
-        found = await obtain(swarm, what, settings.peers, load, show)
-        model = await asyncio.to_thread(load, found.path, infohash=found.infohash)
-    now = UnixTime(int(time.time()))
-    return Served(TorchEngine(model), price, settings.tokens_per_second, now, found.infohash)
-
-
-def _about(info: NodeInfo) -> dict[str, str]:
-    """Who is paid, and where a user connects to open a channel."""
-    about = {"node_id": info.id}
-    reachable = [
-        f"[{a.address}]:{a.port}" if ":" in a.address else f"{a.address}:{a.port}"
-        for a in (*info.address, *info.binding)
-        if a.address and a.port
-    ]
-    return about | ({"address": reachable[0]} if reachable else {})

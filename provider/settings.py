@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -36,6 +37,12 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     engine_timeout: seconds without a token after which an answer has failed.
     offers_per_minute: unpaid requests answered with invoices, per address and (times 20) in all.
     refund_maxfee_msat: the most that routing one refund may cost us.
+    chain: "host:port" of nodes of the sidechain, which say whose work is served and who is owed;
+        without one nothing is passed on.
+    follow: a model's id on the sidechain, whose newest confirmed version is served.
+    trainer_ppm, producers_ppm: what is passed on, in millionths of what is spent.
+    settle_seconds, settle_sat: shares are paid at the latest so long after the last time, or when
+        one payee is owed so much. smallest_share_msat: less is carried over.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +68,13 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     engine_timeout: int = 60
     offers_per_minute: int = 60
     refund_maxfee_msat: Msat = Msat(1000)
+    chain: tuple[str, ...] = ()
+    follow: str | None = None
+    trainer_ppm: int = 50_000
+    producers_ppm: int = 10_000
+    settle_seconds: int = 600
+    settle_sat: int = 1000
+    smallest_share_msat: int = 1000
 
     def check(self) -> None:
         """Raises UserError for what can't be served."""
@@ -70,8 +84,18 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                 raise UserError("bad-setting", f"provider.{name} must be at least 1.")
         if self.url is not None:
             check_url(self.url)
-        for peer in self.peers:
+        for peer in (*self.peers, *self.chain):
             Peer.parse(peer)
+        if self.follow is not None and not re.fullmatch("[0-9a-f]{64}", self.follow):
+            raise UserError("bad-setting", "provider.follow is a model's id: 64 hex digits.")
+        if (
+            self.trainer_ppm < 0
+            or self.producers_ppm < 0
+            or (self.trainer_ppm + self.producers_ppm > 1_000_000)
+        ):
+            raise UserError("bad-setting", "The shares must lie between nothing and the whole.")
+        if self.settle_seconds < 1 or self.settle_sat < 1 or self.smallest_share_msat < 1:
+            raise UserError("bad-setting", "What says when shares are paid must be at least 1.")
         if '"' in self.realm or "|" in self.realm or not self.realm.isprintable():
             raise UserError("bad-setting", 'provider.realm may have no " and no |.')
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -128,6 +152,16 @@ class Keys:
     @property
     def l402(self) -> bytes:
         return hmac.digest(self._root, b"oda/l402", "sha256")
+
+    @property
+    def leaves(self) -> bytes:
+        """What the salts of shares are derived from."""
+        return hmac.digest(self._root, b"oda/leaves", "sha256")
+
+    @property
+    def announcements(self) -> bytes:
+        """The key (BIP 340) that this provider is announced under on the sidechain."""
+        return hmac.digest(self._root, b"oda/announcements", "sha256")
 
     def preimage(self, nonce: bytes) -> bytes:
         """Of an invoice: derived, so that it can be had again from its label."""

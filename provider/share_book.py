@@ -17,6 +17,7 @@ from provider.serving import Served
 from provider.sessions import Session
 from provider.share_ledger import ShareLedger
 from sidechain.fees import Beneficiaries, Terms
+from sidechain.state import Version
 
 REMEMBERED: Final = 10_000
 """Sessions whose last challenge is kept in memory."""
@@ -35,6 +36,9 @@ class Lineage(Protocol):
 
     def backing(self, model: bytes | None, weights_root: bytes | None) -> Backing | None:
         """As of now; None while nothing is known. Must not block."""
+
+    def version(self, model: bytes) -> Version | None:
+        """The newest confirmed one of a registered model, where it is known."""
 
 
 class ShareBook:

@@ -14,8 +14,9 @@ from aiohttp import hdrs, web
 
 from channels.http.scheme import Problem
 from channels.units import Msat
+from provider.api import Standing
 from provider.ledger import Ledger
-from provider.serving import Models
+from provider.serving import Models, Served
 from provider.settlement import Ask, Payees, Payer, Rules, Settlement
 from provider.share_book import Backing, Lineage, ShareBook
 from provider.share_ledger import ShareLedger
@@ -40,6 +41,7 @@ class ShareDesk:
     ) -> None:
         self._ledger = ledger
         self._models = models
+        self._lineage = lineage
         self.shares = ShareLedger(ledger)
         self.book = ShareBook(self.shares, lineage)
         self.settlement = Settlement(self.shares, node, payees, ask, rules, clock)
@@ -49,6 +51,21 @@ class ShareDesk:
         """What the sidechain says now of the model of a name."""
         served = self._models.current.get(model)
         return None if served is None else self.book.current(served)
+
+    def standing(self, served: Served) -> Standing | None:
+        """What a served model is on the sidechain, for /v1/models; None for one that is not."""
+        if served.model is None or served.weights_root is None:
+            return None
+        newest = self._lineage.version(served.model)
+        is_newest = newest is not None and newest.weights_root == served.weights_root
+        version = newest if is_newest else None
+        return Standing(
+            served.model.hex(),
+            served.weights_root.hex(),
+            None if version is None else version.score,
+            None if version is None else version.trainer.hex(),
+            None if version is None else version.height,
+        )
 
     def sent(self, session: bytes, backing: Backing) -> None:
         """A challenge that says so goes to a session."""

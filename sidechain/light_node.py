@@ -129,23 +129,32 @@ class LightNode:
         return await self._proven(lambda view: view.payee(key), (payee_key(key),))
 
     async def beneficiaries(
-        self, model: bytes | None, weights_root: bytes | None, depth: int | None = None
+        self,
+        model: bytes | None,
+        weights_root: bytes | None,
+        depth: int | None = None,
+        at: HeaderRecord | None = None,
     ) -> Beneficiaries:
         """Who is owed for serving these weights, by the state `depth` blocks below the best
-        header (`fee_depth` if None). Raises UserError("no-proof")."""
+        header (`fee_depth` if None), or after the block `at`. Raises UserError("no-proof"), also
+        for a block that lies deeper than peers prove (serving.PROOF_DEPTH)."""
         keys = shares_keys(model, weights_root) if model and weights_root else ()
         return await self._proven(
-            lambda view: fees.beneficiaries(view, model, weights_root), keys, depth
+            lambda view: fees.beneficiaries(view, model, weights_root), keys, depth, at
         )
 
     async def _proven(
-        self, read: Callable[[View], T], keys: tuple[bytes, ...], depth: int | None = None
+        self,
+        read: Callable[[View], T],
+        keys: tuple[bytes, ...],
+        depth: int | None = None,
+        at: HeaderRecord | None = None,
     ) -> T:
         depth = self.params.fee_depth if depth is None else depth
         try:
             async with asyncio.timeout(self._patience):
                 while True:
-                    for record in self._candidates(depth):
+                    for record in self._candidates(depth) if at is None else [at]:
                         if record.height == 0:
                             return read(ChainState())  # genesis is known by definition
                         view = self._view(record)

@@ -20,6 +20,7 @@ from provider.settlement import PayTo, Rules
 from provider.share_book import Backing
 from provider.share_desk import ShareDesk
 from sidechain.fees import Beneficiaries, Terms
+from sidechain.state import Version
 from tests.provider.clock import Clock
 
 SHARES = Terms(50_000, 10_000)
@@ -79,6 +80,9 @@ class PayeeWorld:
     def backing(self, model: bytes | None, weights_root: bytes | None) -> Backing | None:
         keys = [person.key for person in self.people]
         return Backing(self.provenance, Beneficiaries(keys[0], keys[1], keys[2]))
+
+    def version(self, model: bytes) -> Version | None:
+        return None
 
     async def signmessage(self, message: str) -> str:
         return signmessage.sign(PROVIDER, message)[1]

@@ -1,0 +1,69 @@
+"""One question, several providers: the next one is asked where one fails.
+
+Nobody is paid twice for the same thing: a session that failed keeps or brings back its rest, and
+while the outcome of a payment is not known, nobody else is paid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from channels.errors import OdaError, RemoteProtocolError, UserError
+from client.answer import Event
+from client.discovery import Seller
+from client.provider import ProviderRefused, ProviderUnreachable
+from client.sdk import Client
+
+Connect = Callable[[Seller], AbstractAsyncContextManager[Client]]
+
+FATAL: Final = frozenset({"payment-unknown", "day-cap-reached", "session-cap-reached"})
+"""Another provider would not mend these, or would be paid beside the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """The answer begins anew with another provider. url: of the next one."""
+
+    url: str
+    reason: str
+
+
+async def ask_any(
+    sellers: Sequence[Seller], connect: Connect, question: Any, given: dict[str, Any]
+) -> AsyncGenerator[Event | Switched, None]:
+    """The answer of the first seller that gives one.
+
+    Raises UserError `no-provider`, what is fatal, or the last seller's failure.
+    """
+    if not sellers:
+        raise UserError(
+            "no-provider", "No provider of this model answers; name one with --provider."
+        )
+    for seller, after in zip(sellers, [*sellers[1:], None], strict=True):
+        try:
+            async with connect(seller) as client:
+                asked = given | {"model": seller.model.id}
+                async with aclosing(client.chat(question, **asked)) as events:
+                    async for event in events:
+                        yield event
+            return
+        except OdaError as error:
+            if after is None or not _may_ask_another(error):
+                raise
+            yield Switched(after.url, error.reason)
+
+
+def _may_ask_another(error: OdaError) -> bool:
+    if error.reason in FATAL:
+        return False
+    if isinstance(error, ProviderUnreachable | ProviderRefused | RemoteProtocolError):
+        return True
+    return error.reason in (
+        "payment-failed",
+        "topup-timeout",
+        "channel-refused",
+        "peer-unreachable",
+    )
