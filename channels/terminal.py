@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Coroutine, Iterator, Sequence
@@ -154,6 +155,15 @@ def report_reason(code: ExitCode, reason: str, message: str, as_json: bool) -> E
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; Ctrl-C cancels it, and `oda` then exits with 130."""
     return asyncio.run(coroutine)
+
+
+def stop_signals() -> asyncio.Event:
+    """Set by SIGINT or SIGTERM, from now on: the usual end of what serves, and no error."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop.set)
+    return stop
 
 
 class Progress(Protocol):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
-import os
 import re
-import secrets
 from pathlib import Path
 
 import msgspec
 
+from channels import secret_file
 from channels.errors import UserError
+from channels.settings import is_loopback
 from channels.units import Msat
 from torrent.magnet import Peer, check_url
 
@@ -108,15 +107,6 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             )
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class Keys:
     """The provider's secrets, all derived from one that is drawn at first start (32 bytes, 0600).
 
@@ -128,22 +118,7 @@ class Keys:
 
     @classmethod
     def load(cls, path: Path) -> Keys:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        except FileExistsError:
-            root = path.read_bytes()
-            if len(root) != 32:
-                raise UserError(
-                    "bad-key-file", f"{path} is damaged; remove it to have a new one made."
-                ) from None
-            return cls(root)
-        with os.fdopen(handle, "wb") as file:
-            root = secrets.token_bytes(32)
-            file.write(root)
-            file.flush()
-            os.fsync(file.fileno())
-        return cls(root)
+        return cls(secret_file.load(path))
 
     @property
     def challenges(self) -> bytes:

@@ -20,7 +20,7 @@ from sidechain.model.files import WEIGHTS, read_plain
 from sidechain.model.objective import Objective
 from sidechain.model.registry import Architecture
 from sidechain.model.sealed import Dataset
-from sidechain.questions import Answer, Compare, Examine, Question, Score, Subject
+from sidechain.questions import Compare, Examine, Finding, Question, Score, Subject
 from sidechain.scores import PairedSums, Scored, Unusable
 
 NO_SAMPLES: Final = PairedSums(0, 0, 0)
@@ -35,7 +35,7 @@ class Examiner:
     def __init__(self) -> None:
         self._datasets: OrderedDict[bytes, Dataset | None] = OrderedDict()
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> Finding:
         """None to Examine where nothing is wrong. Raises UserError where there is no answer."""
         if isinstance(question, Examine):
             found = self._definition(question.subject)

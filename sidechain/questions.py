@@ -12,7 +12,7 @@ import msgspec
 
 from channels.errors import OdaError, UserError
 from sidechain.params import Params
-from sidechain.scores import PairedSums, Scored, Unusable
+from sidechain.scores import Answer, PairedSums, Scored, Unusable
 from sidechain.state import Definition
 
 MOST: Final = 1 << 20
@@ -66,7 +66,7 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
 
 
 Question = Examine | Score | Compare
-Answer = Scored | Unusable | PairedSums | None
+Finding = Answer | None
 """None: nothing is wrong with what was examined."""
 
 
@@ -77,7 +77,7 @@ class _Reply(msgspec.Struct, frozen=True):
     says: tuple[str, ...]
 
 
-def encode_reply(answer: Answer | OdaError) -> bytes:
+def encode_reply(answer: Finding | OdaError) -> bytes:
     if isinstance(answer, Scored):
         reply = _Reply("scored", (str(answer.score), str(answer.score_cost)))
     elif isinstance(answer, PairedSums):
@@ -92,7 +92,7 @@ def encode_reply(answer: Answer | OdaError) -> bytes:
     return msgspec.msgpack.encode(reply)
 
 
-def decode_reply(data: bytes) -> Answer:
+def decode_reply(data: bytes) -> Finding:
     """Raises UserError where there is no answer."""
     reply = msgspec.msgpack.decode(data, type=_Reply)
     match reply.kind, reply.says:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from sidechain.model import roots
 from sidechain.model.files import ARCHITECTURE, OBJECTIVE, WEIGHTS, dataset_names
 from sidechain.params import Params
 from sidechain.questions import Compare, Examine, Question, Score, Subject
-from sidechain.scores import PairedSums, Request, Scored, ScoreRequest, Unusable
+from sidechain.scores import Answer, Request, ScoreRequest, Unusable
 from sidechain.scoring_process import ScoringProcess
 from torrent.magnet import Magnet, Peer
 
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Found = Scored | Unusable | PairedSums
-Answered = Callable[[Request, Found], None]
+Answered = Callable[[Request, Answer], None]
 SwarmPeers = Callable[[], Sequence[tuple[str, int]]]
 
 AT_ONCE: Final = 8
@@ -54,13 +53,6 @@ EXTRA_BYTES: Final = 1 << 20
 HEADER_BYTES: Final = 1 << 16
 HINTS: Final = 1024
 PEERS_PER_HINT: Final = 8
-
-
-class Scorer(Protocol):
-    """Who answers what the rules ask, in his own time, through ChainNode.scored()."""
-
-    def want(self, wanted: Mapping[Request, Definition]) -> None:
-        """All that is wanted from now on, in the order of its urgency; the rest is forgotten."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,8 +77,8 @@ class _Verdict(RemoteProtocolError):
 
 
 class SwarmScorer:
-    """Use it as an async context manager around `swarm`'s; `answered` is node.scored, set before
-    the loop turns. What was fetched is seeded by the swarm from then on."""
+    """A scores.Scorer. Use it as an async context manager within `swarm`'s; `answered` is
+    node.scored, set before the loop turns. What was fetched is seeded by the swarm."""
 
     def __init__(
         self,
@@ -97,6 +89,8 @@ class SwarmScorer:
     ) -> None:
         self.answered: Answered = lambda request, found: None
         self.jobs: dict[Request, Job] = {}
+        self.failure: asyncio.Future[None]
+        """Set when the node could not take an answer, because of a full disk, say."""
         self.scored = 0
         self.failed = 0
         self._params = params
@@ -110,6 +104,7 @@ class SwarmScorer:
     async def __aenter__(self) -> Self:
         await self._process.__aenter__()
         self._running = asyncio.create_task(self._run())
+        self.failure = asyncio.get_running_loop().create_future()
         return self
 
     async def __aexit__(
@@ -163,7 +158,7 @@ class SwarmScorer:
                 pass
 
     async def _work(self, job: Job) -> None:
-        found: Found | None = None
+        found: Answer | None = None
         try:
             found = await self._answer(job.request, job.definition)
         except OdaError as error:
@@ -178,7 +173,11 @@ class SwarmScorer:
         if found is not None and self.jobs.get(job.request) is job:
             del self.jobs[job.request]
             self.scored += 1
-            self.answered(job.request, found)
+            try:
+                self.answered(job.request, found)
+            except Exception as error:  # noqa: BLE001  # the node can't go on; its owner is told
+                if not self.failure.done():
+                    self.failure.set_exception(error)
 
     def _put_off(self, job: Job, problem: str) -> None:
         self.failed += 1
@@ -190,7 +189,7 @@ class SwarmScorer:
 
     # --- what ------------------------------------------------------------------------------------
 
-    async def _answer(self, request: Request, definition: Definition) -> Found:
+    async def _answer(self, request: Request, definition: Definition) -> Answer:
         subject = Subject.of(self._params, definition)
         try:
             if isinstance(request, ScoreRequest):

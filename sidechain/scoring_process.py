@@ -18,7 +18,7 @@ import msgspec
 
 from channels.errors import OdaError, UserError
 from sidechain import questions
-from sidechain.questions import MOST, Answer, Question
+from sidechain.questions import MOST, Finding, Question
 
 _LENGTH: Final = 4
 
@@ -29,7 +29,7 @@ class ScoringProcess:
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        self._waiting: asyncio.Queue[tuple[Question, asyncio.Future[Answer]]] = asyncio.Queue()
+        self._waiting: asyncio.Queue[tuple[Question, asyncio.Future[Finding]]] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         await self._start()  # so that it has imported torch when the first question comes
@@ -48,9 +48,9 @@ class ScoringProcess:
             self._waiting.get_nowait()[1].cancel()
         await self._stop()
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question) -> Finding:
         """Raises UserError where there is no answer: the examiner's reasons, or "scoring-died"."""
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[Finding] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((question, answered))
         return await answered
 

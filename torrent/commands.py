@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from channels.terminal import (
     progress,
     run,
     stdout,
+    stop_signals,
 )
 from torrent import settings as torrent_settings
 from torrent.library import Library, Status
@@ -75,7 +75,7 @@ def seed(
         else:
             restored = await swarm.restore()
             magnets = [Magnet(infohash, (swarm.address,)) for infohash in restored]
-        stop = _stop_signals()
+        stop = stop_signals()
         _show_seeding(swarm, magnets, as_json)
         await stop.wait()
 
@@ -111,7 +111,7 @@ def fetch(
         if to is not None:
             await asyncio.to_thread(shutil.copytree, path, to)
             path = to
-        stop = _stop_signals() if and_seed else None
+        stop = stop_signals() if and_seed else None
         _show_fetched(swarm.address, path, status, as_json)
         if stop is not None:
             if not as_json:
@@ -274,12 +274,3 @@ async def _publish(swarm: Swarm, directory: Path) -> Magnet:
             loop.call_soon_threadsafe(show, seen)
 
         return await swarm.publish(directory, report=report)
-
-
-def _stop_signals() -> asyncio.Event:
-    """Set by SIGINT or SIGTERM, from now on: the usual end of a seeder, and no error."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, stop.set)
-    return stop

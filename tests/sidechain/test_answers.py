@@ -15,7 +15,7 @@ from sidechain.model import exact, files, roots, sealed
 from sidechain.model.paired import confirms
 from sidechain.model.sealed import Dataset
 from sidechain.params import REGTEST
-from sidechain.questions import Answer, Compare, Examine, Question, Score, Subject
+from sidechain.questions import Compare, Examine, Finding, Question, Score, Subject
 from sidechain.scores import PairedSums, Scored, Unusable
 from tests.sidechain.directories import KEYS, Written, model, samples, trained, updated, written
 
@@ -29,13 +29,13 @@ def subject(made: Written) -> Subject:
     return Subject.of(REGTEST, made.definition)
 
 
-def score(made: Written, root: bytes | None = None, about: Subject | None = None) -> Answer:
+def score(made: Written, root: bytes | None = None, about: Subject | None = None) -> Finding:
     """By an examiner that remembers nothing."""
     question = Score(about or subject(made), str(made.path), root or made.model.weights_root)
     return Examiner().answer(question)
 
 
-def compare(old: Written, new: Written, index: int = 0, key: bytes = KEYS[0]) -> Answer:
+def compare(old: Written, new: Written, index: int = 0, key: bytes = KEYS[0]) -> Finding:
     roots_of = old.model.weights_root, new.model.weights_root
     return Examiner().answer(
         Compare(subject(old), str(old.path), str(new.path), *roots_of, index, key)
@@ -194,7 +194,7 @@ def test_data_is_kept_for_the_next_update(made: Written, tmp_path: Path) -> None
         UserError("wrong-root", "It is another."),
     ],
 )
-def test_replies_are_read_back(answer: Answer | OdaError) -> None:
+def test_replies_are_read_back(answer: Finding | OdaError) -> None:
     data = questions.encode_reply(answer)
     if isinstance(answer, OdaError):
         with pytest.raises(UserError) as caught:

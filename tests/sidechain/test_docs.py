@@ -17,6 +17,7 @@ from sidechain import (
     sync,
 )
 from sidechain.limits import PATIENCE
+from sidechain.openapi import ENDPOINTS
 from sidechain.params import MAIN, REGTEST
 from sidechain.reasons import REASONS
 
@@ -110,3 +111,11 @@ def test_the_figures_of_the_network() -> None:
     assert f"the last {serving.PROOF_DEPTH} blocks" in text
     assert bans.BAN_SECONDS == 24 * 3600 and "ban of the host for a day" in text
     assert addresses.MAX_PER_GROUP == 2 and "at most two are in one network" in text
+
+
+def test_the_paths_are_listed() -> None:
+    rows = re.findall(
+        r"^\| `(\w+ /[^`]*)` \| [^|]+ \| (yes)? ?\|$", section("Running a node"), re.M
+    )
+    stated = {path: bool(light) for path, light in rows}
+    assert stated == {f"{each.method} {each.path}": each.light for each in ENDPOINTS}
