@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 from channels.errors import UserError
-from sidechain import api, fees, light, views
+from sidechain import api, fees, views
 from sidechain.handlers import Around, Call, Handlers, find_record, no_such, served
 from sidechain.headers import HeaderRecord
 from sidechain.history import History
+from sidechain.light import Prover
 from sidechain.node import ChainNode
 from sidechain.primitives import AddModel, Reveal, decode_transaction, display
 from sidechain.protocol import MAX_PROOFS
+from sidechain.serving import PROOF_DEPTH
 from sidechain.state import ChainState, Version, model_key, payee_key
 from sidechain.validation import required_gain
 from torrent.magnet import Peer
-
-PROVABLE: Final = 32
-"""Blocks below the tip whose state is proven."""
 
 
 class FullHandlers(Handlers):
@@ -274,14 +273,14 @@ class FullHandlers(Handlers):
         keys = [bytes.fromhex(each) for each in query.keys.split(",")]
         record = self._chain.tip if query.block is None else self._record(query.block)
         depth = self._chain.tip.height - record.height
-        if not self._chain.is_active(record) or not 0 <= depth < PROVABLE or not record.height:
+        if not self._chain.is_active(record) or not 0 <= depth < PROOF_DEPTH or not record.height:
             raise no_such("block among the last that are proven")
         block = self._chain.block(record.hash)
         assert block is not None  # it is connected
         if len(keys) > MAX_PROOFS:
             raise UserError("bad-request", f"Ask for at most {MAX_PROOFS} keys.")
-        state = self._chain.state_at(depth)
-        return api.Proofs(tuple(views.proof(light.prove(block, state, key)) for key in keys))
+        prover = Prover(block, self._chain.state_at(depth))
+        return api.Proofs(tuple(views.proof(prover.prove(key)) for key in keys))
 
     async def rejections(self, call: Call) -> api.Refusals:
         newest = [*self._node.rejections][::-1]
