@@ -202,6 +202,15 @@ class OwnGossip:
             return True
         return now - self._away_since.setdefault(index, now) >= AWAY_SECONDS
 
+    def updates(self, channel: Channel) -> tuple[ChannelUpdate | None, ChannelUpdate | None]:
+        """The terms of our channel that we have last told, and that the peer has."""
+        state, public = channel.state, self._public(channel)
+        if public is not None:
+            ours = direction_of(self._node.node_id, state.peer_id)
+            return public.updates[ours], public.updates[1 - ours]
+        scid = state.short_channel_id
+        return (None, None) if scid is None else (self._private.get(scid), self._theirs.get(scid))
+
     def refresh_node(self) -> None:
         """BOLT 7: a node that has no public channel is ignored, so it says nothing."""
         node, graph = self._node, self._gossip.graph
@@ -231,8 +240,7 @@ class OwnGossip:
             return ()
         hints: list[tuple[RouteHop, ...]] = []
         for channel in sorted(usable, key=lambda c: -c.state.log.remote_msat):
-            scid = channel.state.short_channel_id
-            update = None if scid is None else self._theirs.get(scid)
+            _, update = self.updates(channel)
             if update is None or update.channel_flags & DISABLE:
                 continue
             hop = RouteHop(

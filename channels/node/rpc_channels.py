@@ -12,6 +12,7 @@ from channels.bolt.channel import ON_CHAIN, Channel, State
 from channels.bolt.channel_commitments import offering_view, opener_cost
 from channels.bolt.commitment import ChannelType, Htlc
 from channels.bolt.htlcs import View
+from channels.bolt.messages import ChannelUpdate
 from channels.bolt.opening import MAX_FUNDING_SATOSHIS
 from channels.bolt.transactions import Transaction, p2wsh
 from channels.errors import LocalProtocolError, OdaError, UserError
@@ -78,6 +79,16 @@ def receivable_msat(channel: Channel) -> Msat:
 def _any_htlc() -> Htlc:
     """An HTLC that no dust limit trims: what one more payment may add to the fee."""
     return Htlc(offered=True, amount_msat=Msat(10**12), payment_hash=bytes(32), cltv_expiry=0)
+
+
+def _terms(update: ChannelUpdate) -> dict[str, Any]:
+    return {
+        "htlc_minimum_msat": update.htlc_minimum_msat,
+        "htlc_maximum_msat": update.htlc_maximum_msat,
+        "cltv_expiry_delta": update.cltv_expiry_delta,
+        "fee_base_msat": update.fee_base_msat,
+        "fee_proportional_millionths": update.fee_proportional_millionths,
+    }
 
 
 class ChannelMethods:
@@ -332,6 +343,11 @@ class ChannelMethods:
         if state.short_channel_id is not None:
             entry["short_channel_id"] = str(state.short_channel_id)
             entry["direction"] = int(self._node.node_id > state.peer_id)
+        ours, theirs = self._node.gossip.own.updates(channel)
+        if ours is not None:
+            entry["updates"] = {"local": _terms(ours)}
+            if theirs is not None:
+                entry["updates"]["remote"] = _terms(theirs)
         if state.closing.closer is not None:
             entry["closer"] = state.closing.closer
         return entry

@@ -57,7 +57,7 @@ def test_peers_we_can_live_with(bits: frozenset[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "bit", [Feature.GOSSIP_QUERIES, Feature.BASIC_MPP, Feature.DUAL_FUND, Feature.ZEROCONF, 9998]
+    "bit", [Feature.ROUTE_BLINDING, Feature.BASIC_MPP, Feature.DUAL_FUND, Feature.ZEROCONF, 9998]
 )
 def test_a_required_feature_that_we_lack(bit: int) -> None:
     for bits in ({bit}, {bit, bit + 1}):
