@@ -29,6 +29,8 @@ EXIT_CODES.update(
 
 PATIENCE: Final = 60
 POLL: Final = 0.05
+ENDED: Final = ("FUNDING_SPEND_SEEN", "ONCHAIN", "CLOSED")
+"""lightningd goes on listing channels that are, or soon will be, coins on chain."""
 CHECKED_WORDS: Final = 2
 """Off regtest, so many of the new words must be typed again before they are kept."""
 
@@ -124,14 +126,21 @@ def balance(name: NameOption = "user", as_json: JsonFlag = False) -> None:
     if found.unconfirmed_sat:
         typer.echo(f"unconfirmed  {found.unconfirmed_sat:>12} sat")
     typer.echo(f"in channels  {found.channels_msat // 1000:>12} sat")
+    if found.closing_msat:
+        typer.echo(f"closing      {found.closing_msat // 1000:>12} sat")
 
 
 class Balance(msgspec.Struct, frozen=True):
-    """onchain_sat: confirmed; channels_msat: our side of channels that are not closed."""
+    """onchain_sat: confirmed; channels_msat: our side of channels that are not closed.
+
+    closing_msat: outputs of closing transactions that the node has yet to claim, fees included;
+        lightningd does not tell, so 0 there.
+    """
 
     onchain_sat: int
     unconfirmed_sat: int
     channels_msat: int
+    closing_msat: int
 
 
 def rpc_file(settings: Settings, name: str = "user") -> Path:
@@ -154,12 +163,19 @@ async def _balance(socket: Path) -> Balance:
     _must_run(socket)
     async with Lightning(socket) as node:
         funds = await node.listfunds()
+        closes = await node.listcloses()
     unspent = [output for output in funds.outputs if output.status != "spent"]
     confirmed = sum(o.amount_msat for o in unspent if o.status == "confirmed")
     return Balance(
         onchain_sat=confirmed // 1000,
         unconfirmed_sat=(sum(o.amount_msat for o in unspent) - confirmed) // 1000,
-        channels_msat=sum(channel.our_amount_msat for channel in funds.channels),
+        channels_msat=sum(c.our_amount_msat for c in funds.channels if c.state not in ENDED),
+        closing_msat=sum(
+            output.amount_msat
+            for close in closes
+            for output in close.outputs
+            if output.status in ("waiting", "claiming")
+        ),
     )
 
 

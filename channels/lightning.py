@@ -177,8 +177,9 @@ class Lightning:
         answer = await self.call("newaddr", addresstype="bech32")
         return _read(answer, "newaddr", answers.NewAddress).bech32
 
-    async def listfunds(self) -> answers.Funds:
-        return _read(await self.call("listfunds"), "listfunds", answers.Funds)
+    async def listfunds(self, spent: bool | None = None) -> answers.Funds:
+        """Coins and channels; `spent` ones, too, if that is asked for."""
+        return _read(await self.call("listfunds", spent=spent), "listfunds", answers.Funds)
 
     async def connect(
         self, node_id: str, host: str | None = None, port: int | None = None

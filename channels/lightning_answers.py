@@ -6,11 +6,13 @@ field that lightningd always sends is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-from channels.units import BlockHeight, Msat, UnixTime
+from channels.bolt.transactions import Transaction
+from channels.units import BlockHeight, Msat, Sat, UnixTime
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -80,6 +82,22 @@ class FundedChannel(msgspec.Struct, frozen=True):
     outnum: int
     channel_id: str
 
+    def fee(self, coins: Iterable[FundsOutput]) -> Sat:
+        """What of the wallet's coins, spent ones included, went to the miners.
+
+        Balances do not tell: lightningd goes on listing what it spends as it was, for a while.
+        """
+        values = {(coin.txid, coin.output): coin.amount_msat // 1000 for coin in coins}
+        transaction = Transaction.parse(bytes.fromhex(self.tx))
+        spent = (txin.outpoint for txin in transaction.inputs)
+        inputs = sum(values[outpoint.txid[::-1].hex(), outpoint.vout] for outpoint in spent)
+        return Sat(inputs - sum(output.value for output in transaction.outputs))
+
+
+class StateChange(msgspec.Struct, frozen=True):
+    old_state: str
+    new_state: str
+
 
 class PeerChannel(msgspec.Struct, frozen=True):
     peer_id: str
@@ -101,6 +119,7 @@ class PeerChannel(msgspec.Struct, frozen=True):
     their_reserve_msat: Msat | None = None
     dust_limit_msat: Msat | None = None
     status: list[str] = []
+    state_changes: list[StateChange] = []
 
 
 class PeerChannels(msgspec.Struct, frozen=True):

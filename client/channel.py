@@ -46,7 +46,7 @@ EXIT_CODES.update(
 class ChannelNode(Protocol):
     """What is used of channels.lightning.Lightning."""
 
-    async def listfunds(self) -> answers.Funds: ...
+    async def listfunds(self, spent: bool | None = None) -> answers.Funds: ...
 
     async def connect(
         self, node_id: str, host: str | None = None, port: int | None = None
@@ -153,19 +153,18 @@ async def open_channel(
     host, _, port = address.rpartition(":")
     try:
         await node.connect(node_id, host.strip("[]"), int(port))
-        total = await _coins(node, confirmed=False)
         funded = await node.fundchannel(
             node_id, amount, announce=False, push_msat=msat(DUST), reserve=DUST
         )
     except LightningError as error:
         raise _refusal(error) from error
-    fee = total - await _coins(node, confirmed=False) - msat(amount)
+    coins = (await node.listfunds(spent=True)).outputs
     return Opening(
         node_id=node_id,
         channel_id=funded.channel_id,
         funding_txid=funded.txid,
         amount_sat=amount,
-        fee_sat=Sat(fee // 1000),
+        fee_sat=funded.fee(coins),
         push_sat=DUST,
     )
 
@@ -208,7 +207,7 @@ async def close_channels(node: ChannelNode, node_id: str, *, force: bool = False
         assert channel.channel_id is not None  # it was funded
         ours = channel.to_us_msat or Msat(0)
         if channel.state in ENDING:
-            closed.append(Closing(channel.channel_id, "unilateral", (), ours))
+            closed.append(Closing(channel.channel_id, _kind(channel), (), ours))
             continue
         try:
             if force:
@@ -219,6 +218,12 @@ async def close_channels(node: ChannelNode, node_id: str, *, force: bool = False
             raise _refusal(error) from error
         closed.append(Closing(channel.channel_id, answer.type, tuple(answer.txids), ours))
     return closed
+
+
+def _kind(channel: answers.PeerChannel) -> str:
+    """Of a close on chain. Both sides had agreed to a closing transaction, or they had not."""
+    agreed = any(change.new_state == "CLOSINGD_COMPLETE" for change in channel.state_changes)
+    return "mutual" if agreed else "unilateral"
 
 
 async def with_claims(
@@ -252,10 +257,9 @@ def _claimable(close: answers.Close, height: BlockHeight) -> tuple[Claimable, ..
     )
 
 
-async def _coins(node: ChannelNode, confirmed: bool = True) -> Msat:
+async def _coins(node: ChannelNode) -> Msat:
     outputs = (await node.listfunds()).outputs
-    wanted = ("confirmed",) if confirmed else ("confirmed", "unconfirmed")
-    return Msat(sum(output.amount_msat for output in outputs if output.status in wanted))
+    return Msat(sum(output.amount_msat for output in outputs if output.status == "confirmed"))
 
 
 def _refusal(error: LightningError) -> OdaError:

@@ -122,7 +122,20 @@ class Node:
             self.output(3_000, "unconfirmed"),
             self.output(9_000, "spent"),
         ]
-        return {"outputs": outputs, "channels": [channel]}
+        ended = channel | {"state": "ONCHAIN"}  # as lightningd lists it for a hundred blocks
+        return {"outputs": outputs, "channels": [channel, ended]}
+
+    async def listcloses(self, arguments: Arguments, call: Call) -> Mapping[str, Any]:
+        close: dict[str, Any] = {
+            "peer_id": "02",
+            "channel_id": "cc",
+            "state": "ONCHAIN",
+            "closer": "us",
+        }
+        close |= {"txid": "bb", "confirmed": True, "blockheight": 1}
+        output = {"txid": "bb", "outnum": 0, "type": "x", "amount_msat": 6_000}
+        states = ("waiting", "claiming", "spent", "theirs", "ignored")
+        return {"closes": [close | {"outputs": [output | {"status": s} for s in states]}]}
 
 
 @pytest.fixture
@@ -133,6 +146,7 @@ async def rpc_file(tmp_path: Path) -> AsyncIterator[Path]:
     made = (
         Command("newaddr", (address_type,), node.newaddr, ""),
         Command("listfunds", (), node.listfunds, ""),
+        Command("oda-listcloses", (), node.listcloses, ""),
     )
     server = RpcServer(path, made)
     await server.start()
@@ -142,7 +156,7 @@ async def rpc_file(tmp_path: Path) -> AsyncIterator[Path]:
 
 async def test_balance_and_address(rpc_file: Path) -> None:
     assert await commands._address(rpc_file) == "bcrt1qx"
-    assert await commands._balance(rpc_file) == commands.Balance(5, 3, 70_001)
+    assert await commands._balance(rpc_file) == commands.Balance(5, 3, 70_001, 12_000)
 
 
 def test_without_a_node_a_sentence_says_how_to_start_one() -> None:

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from channels import lightning_answers as answers
 from channels.bolt import invoice as bolt11
+from channels.bolt.transactions import OutPoint, Transaction, TxIn, TxOut
 from channels.http.scheme import Challenge, parse_challenges
 from channels.lightning import (
     LightningError,
@@ -24,7 +25,7 @@ from channels.lightning import (
     PaymentPending,
     PaymentUnknown,
 )
-from channels.units import BlockHeight, Msat, UnixTime
+from channels.units import BlockHeight, Msat, Sat, UnixTime
 from tests.provider.fakes import FakeNode, World
 
 LOST = "lost"
@@ -155,6 +156,8 @@ class UserNode:
     # What `oda open` and `oda close --channel` need ----------------------------------------------
 
     coins: int = 1_000_000
+    spends: int = 0
+    """What the coin had that went into the last channel."""
     fee: int = 305
     funded: list[dict[str, object]] = field(default_factory=list)
     refuses: LightningError | None = None
@@ -165,9 +168,10 @@ class UserNode:
     async def __aexit__(self, *exception: object) -> None:
         return None
 
-    async def listfunds(self) -> answers.Funds:
-        coin = answers.FundsOutput("00" * 32, 0, Msat(self.coins * 1000), "", "confirmed", False)
-        return answers.Funds([coin], [])
+    async def listfunds(self, spent: bool | None = None) -> answers.Funds:
+        coin = answers.FundsOutput("11" * 32, 0, Msat(self.coins * 1000), "", "confirmed", False)
+        old = answers.FundsOutput("00" * 32, 0, Msat(self.spends * 1000), "", "spent", False)
+        return answers.Funds([coin, *([old] if spent else [])], [])
 
     async def connect(
         self, node_id: str, host: str | None = None, port: int | None = None
@@ -182,6 +186,7 @@ class UserNode:
         if self.refuses is not None:
             raise self.refuses
         self.funded.append({"node_id": node_id, "amount": amount, **given})
+        self.spends = self.coins
         self.coins -= amount + self.fee
         self.channels.append(
             answers.PeerChannel(
@@ -196,7 +201,14 @@ class UserNode:
                 to_us_msat=Msat((amount - 546) * 1000),
             )
         )
-        return answers.FundedChannel("00", "aa" * 32, 0, "cc" * 32)
+        script = bytes.fromhex("0014" + "dd" * 20)
+        transaction = Transaction(
+            version=2,
+            inputs=(TxIn(OutPoint(bytes(32), 0)),),
+            outputs=(TxOut(Sat(amount), script), TxOut(Sat(self.coins), script)),
+            locktime=0,
+        )
+        return answers.FundedChannel(transaction.serialize().hex(), "aa" * 32, 0, "cc" * 32)
 
     agrees: bool = True
     """To a mutual close, which its node would otherwise do without."""

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from channels import lightning_answers as answers
 from channels.bolt import keys
 from channels.lightning import LightningError, PaymentFailed
 from channels.terminal import ExitCode
@@ -175,6 +177,19 @@ def test_a_forced_close_tells_what_comes_back_and_when(house: House) -> None:
     assert code == ExitCode.OK
     assert "40000 sat from block 107, in 6 blocks" in out
     assert house.fails("close", "--channel") == (ExitCode.NOT_FOUND, "no-channel")
+
+
+def test_what_lightningd_goes_on_listing_is_named_as_it_closed(house: House) -> None:
+    """It lists a closed channel for a hundred blocks, and has no `oda-listcloses`."""
+    house.oda("open", house.shop.url, "--amount", "50000")
+    [one] = house.node.channels
+    for way, kind in (("CLOSINGD_COMPLETE", "mutual"), ("AWAITING_UNILATERAL", "unilateral")):
+        changes = [answers.StateChange("CHANNELD_NORMAL", way), answers.StateChange(way, "ONCHAIN")]
+        house.node.channels[:] = [
+            msgspec.structs.replace(one, state="ONCHAIN", state_changes=changes)
+        ]
+        code, closed = house.document("close", "--force")
+        assert (code, closed["channels"][0]["type"]) == (ExitCode.OK, kind)
 
 
 def test_a_forced_close_does_not_need_the_provider(house: House) -> None:

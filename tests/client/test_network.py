@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -20,15 +21,29 @@ from provider.app import Provider
 from provider.ledger import Ledger
 from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
-from regtest.network import Network
+from regtest.network import Kind, Network
 from tests.provider.fakes import PACE, PRICE, FakeEngine
 
+KINDS: list[tuple[Kind, Kind]] = [
+    ("embedded", "embedded"),
+    ("lightningd", "lightningd"),
+    ("embedded", "lightningd"),
+    ("lightningd", "embedded"),
+]
+"""The user's node, and the provider's."""
 
-@pytest.fixture
-async def network(tmp_path: Path, bitcoind_program: Sequence[str]) -> AsyncIterator[Network]:
+
+@pytest.fixture(params=KINDS, ids="-".join)
+async def network(
+    tmp_path: Path, bitcoind_program: Sequence[str], request: pytest.FixtureRequest
+) -> AsyncIterator[Network]:
+    user, provider = request.param
+    if "lightningd" in request.param and shutil.which("lightningd") is None:
+        pytest.skip("lightningd is not on PATH")
     made = Network(tmp_path / "net", load_settings().cache)
     try:
-        await made.up()
+        await made.up(["user"], kind=user)
+        await made.up(["provider"], kind=provider)
         yield made
     finally:
         await made.down()
