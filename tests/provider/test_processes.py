@@ -109,7 +109,7 @@ async def test_a_model_outlives_its_publisher(
 ) -> None:
     source = first_model(
         tmp_path / "cache",
-        budget=Budget(steps=20),
+        budget=Budget(steps=400),
         architecture=ByteTransformer(width=16, blocks=1, heads=4, context=16),
     )
     publisher = programs.start("a", "seed", str(source))
