@@ -6,7 +6,8 @@ import asyncio
 import re
 import sys
 import time
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +17,16 @@ from channels.errors import OdaError, UserError
 from channels.settings import Network, Settings, load_settings
 from channels.terminal import ExitCode, JsonFlag, print_json, progress, run, stderr
 from channels.units import Msat, Sat, UnixTime
+from client import receipt_commands
 from client.settings import ClientSettings, lightning_rpc_file, load_client_settings, store_file
 
 if TYPE_CHECKING:
     from channels.lightning import Lightning
+    from client.answer import Event
     from client.channel import Closing, Opening, Usable
+    from client.discovery import Seller, Survey
     from client.display import Display
+    from client.failover import OpenChannel, Switched
     from client.sdk import Refund
     from client.store import SessionRow
 
@@ -36,6 +41,8 @@ def mount(root: typer.Typer) -> None:
     root.command()(chat)
     root.command()(sessions)
     root.command()(close)
+    root.command()(providers)
+    root.add_typer(receipt_commands.app)
 
 
 # Open --------------------------------------------------------------------------------------------
@@ -161,13 +168,19 @@ def chat(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Ask, and pay while the answer comes. Ctrl-C stops the paying at once."""
+    """Ask, and pay while the answer comes. Ctrl-C stops the paying at once.
+
+    Without --provider, all that are known are asked for their price; the best one answers, and
+    where it fails, the next one.
+    """
     if question == "-":
         question = sys.stdin.read()
     settings = load_client_settings({"provider": provider, "max_session_sat": max_session_sat})
-    asked = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    asked: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
+    asked |= {"temperature": temperature, "seed": seed}
     display = _display(as_json)
-    finished = run(_chat(settings, question, asked | {"stop": stop or None}, display))
+    asked |= {"stop": stop or None}
+    finished = run(_chat(settings, question, asked, display, any_=provider is None))
     if as_json:
         print_json(display.document(finished))
     if not finished:
@@ -182,15 +195,26 @@ def _display(as_json: bool) -> Display:
 
 
 async def _chat(
-    settings: ClientSettings, question: str, asked: dict[str, Any], display: Display
+    settings: ClientSettings, question: str, asked: dict[str, Any], display: Display, any_: bool
 ) -> bool:
-    """False where Ctrl-C ended it."""
+    """any_: whichever provider is best. False where Ctrl-C ended it."""
+    from client.market import market
     from client.sdk import connect
 
-    async with connect(settings.provider, settings=settings) as client:
+    async with AsyncExitStack() as stack:
+        fair = await stack.enter_async_context(market(load_settings(), settings))
+        if any_ and len(fair.urls) > 1:
+            answer: AsyncGenerator[Event | Switched, None] = fair.ask(
+                question, asked, _open_for(settings)
+            )
+        else:
+            client = await stack.enter_async_context(
+                connect(settings.provider, settings=settings, chain=fair.chain)
+            )
+            answer = client.chat(question, **asked)
         with display:
             try:
-                async with aclosing(client.chat(question, **asked)) as events:
+                async with aclosing(answer) as events:
                     async for event in events:
                         display.show(event)
             except asyncio.CancelledError:
@@ -201,6 +225,69 @@ async def _chat(
                 display.left()
                 return False
             return True
+
+
+def _open_for(settings: ClientSettings) -> OpenChannel:
+    """Opens a channel where a provider can't be paid otherwise."""
+
+    async def open_for(seller: Seller) -> bool:
+        try:
+            await _open(seller.url, settings.channel_sat, None, False, True)
+        except OdaError as error:
+            stderr().print(f"No channel to {seller.url}: {error}")
+            return False
+        return True
+
+    return open_for
+
+
+# Providers ---------------------------------------------------------------------------------------
+
+
+def providers(
+    model: Annotated[str | None, typer.Option(help="Only those of a model.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List providers and their models: best first, by price, reputation and latency."""
+    found = run(_survey(load_client_settings(), model))
+    if as_json:
+        print_json(
+            {
+                "providers": [seller.document() for seller in found.sellers],
+                "silent": [
+                    {"url": each.url, "reason": each.reason, "message": each.sentence}
+                    for each in found.silent
+                ],
+            }
+        )
+        return
+    from rich.table import Table
+
+    from channels.terminal import stdout
+    from client.display import printable
+
+    table = Table("provider", "model", "msat/token in", "out", "reputation", "latency", "score")
+    for seller in found.sellers:
+        entry, standing = seller.model, seller.model.sidechain
+        table.add_row(
+            seller.url,
+            printable(entry.id),
+            str(entry.input_msat_per_token),
+            str(entry.output_msat_per_token),
+            f"{seller.score / 10:.1f} %",
+            f"{seller.latency_ms} ms",
+            "" if standing is None or standing.score is None else str(standing.score),
+        )
+    stdout().print(table)
+    for each in found.silent:
+        stderr().print(f"{each.url}: {each.sentence}", highlight=False)
+
+
+async def _survey(settings: ClientSettings, model: str | None) -> Survey:
+    from client.market import market
+
+    async with market(load_settings(), settings) as fair:
+        return await fair.survey(model)
 
 
 # Sessions ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -139,7 +139,3 @@ async def _catalogue(provider: Provider) -> Catalogue:
 def _record(catalogue: Catalogue, store: Store) -> Record:
     node_id = catalogue.oda.node_id
     return Record() if node_id is None else store.reputation(node_id)
-
-
-def names(sellers: Sequence[Seller]) -> list[str]:
-    return [seller.url for seller in sellers]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.terminal import stderr, stdout
 from client.answer import Cost, Done, Event, Interrupted, Text, TopUp
+from client.failover import Switched
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -27,6 +28,7 @@ class Display:
         self._note = ""
         self._reason = "interrupted"
         self._interruptions = 0
+        self._switched: list[dict[str, str]] = []
         self._live: Live | None = None
 
     def __enter__(self) -> Display:
@@ -51,7 +53,7 @@ class Display:
         if self.cost is not None and not self._as_json and self._live is None:
             stderr().print(summary(self.cost), highlight=False)
 
-    def show(self, event: Event) -> None:
+    def show(self, event: Event | Switched) -> None:
         match event:
             case Text(text):
                 self._pieces.append(text)
@@ -63,6 +65,10 @@ class Display:
             case Interrupted():
                 self._interruptions += 1
                 self._note = " · connection lost, resuming"
+            case Switched(url, reason):
+                self._switched.append({"url": url, "reason": reason})
+                self._pieces.clear()
+                self._write(f"\n— {reason}; asking {url} —\n")
             case Done(reason, cost):
                 self._reason, self.cost, self._note = reason, cost, ""
         self._refresh()
@@ -82,6 +88,7 @@ class Display:
             "text": "".join(self._pieces),
             "finish_reason": self._reason if finished else "interrupted",
             "interruptions": self._interruptions,
+            "switched": self._switched,
             "cost": self.cost,
         }
 

@@ -6,7 +6,7 @@ while the outcome of a payment is not known, nobody else is paid.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,13 +14,20 @@ from typing import Any, Final
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from client.answer import Event
 from client.discovery import Seller
-from client.provider import ProviderRefused, ProviderUnreachable
+from client.provider import ProviderUnreachable
 from client.sdk import Client
 
 Connect = Callable[[Seller], AbstractAsyncContextManager[Client]]
+OpenChannel = Callable[[Seller], Awaitable[bool]]
+"""Open a channel to a seller; False where there is one, or where that can't be done."""
 
 FATAL: Final = frozenset({"payment-unknown", "day-cap-reached", "session-cap-reached"})
 """Another provider would not mend these, or would be paid beside the first."""
+
+
+MENDED_ELSEWHERE: Final = frozenset(
+    {"payment-failed", "topup-timeout", "channel-refused", "peer-unreachable"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +39,25 @@ class Switched:
 
 
 async def ask_any(
-    sellers: Sequence[Seller], connect: Connect, question: Any, given: dict[str, Any]
+    sellers: Sequence[Seller],
+    connect: Connect,
+    question: Any,
+    given: dict[str, Any],
+    open_channel: OpenChannel | None = None,
 ) -> AsyncGenerator[Event | Switched, None]:
     """The answer of the first seller that gives one.
 
-    Raises UserError `no-provider`, what is fatal, or the last seller's failure.
+    open_channel: is tried once where a seller can't be paid. Raises UserError `no-provider`, what
+    is fatal, or the last seller's failure.
     """
     if not sellers:
         raise UserError(
             "no-provider", "No provider of this model answers; name one with --provider."
         )
-    for seller, after in zip(sellers, [*sellers[1:], None], strict=True):
+    waiting = list(sellers)
+    opened: set[str] = set()
+    while True:
+        seller = waiting[0]
         try:
             async with connect(seller) as client:
                 asked = given | {"model": seller.model.id}
@@ -51,19 +66,20 @@ async def ask_any(
                         yield event
             return
         except OdaError as error:
-            if after is None or not _may_ask_another(error):
+            if error.reason == "payment-failed" and open_channel and seller.url not in opened:
+                opened.add(seller.url)
+                if await open_channel(seller):
+                    yield Switched(seller.url, "channel-opened")
+                    continue
+            if len(waiting) == 1 or not _may_ask_another(error):
                 raise
-            yield Switched(after.url, error.reason)
+            waiting.pop(0)
+            yield Switched(waiting[0].url, error.reason)
 
 
 def _may_ask_another(error: OdaError) -> bool:
     if error.reason in FATAL:
         return False
-    if isinstance(error, ProviderUnreachable | ProviderRefused | RemoteProtocolError):
+    if isinstance(error, ProviderUnreachable | RemoteProtocolError):
         return True
-    return error.reason in (
-        "payment-failed",
-        "topup-timeout",
-        "channel-refused",
-        "peer-unreachable",
-    )
+    return error.reason in MENDED_ELSEWHERE

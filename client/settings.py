@@ -22,6 +22,8 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_input_msat, max_output_msat: the price of a token.
     routing_fee_percent: of a deposit that has to cross other nodes; at least 1 sat is allowed.
     channel_sat: the size of a channel that `oda open` opens.
+    providers: more URLs to choose from. chain: "host:port" of nodes of the sidechain, on which
+    providers announce themselves and which says who is owed for a model.
     stall_seconds: without a token after which an answer is left.
     models: directories of registered models, whose answers are then spot-checked.
     min_trainer_ppm, min_producers_ppm: the least that a provider must pass on to those who made the
@@ -36,6 +38,8 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_output_msat: Msat = Msat(10_000)
     routing_fee_percent: int = 5
     channel_sat: Sat = Sat(100_000)
+    providers: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
     stall_seconds: int = 30
     models: tuple[Path, ...] = ()
     min_trainer_ppm: int = 0

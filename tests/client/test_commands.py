@@ -24,6 +24,7 @@ from channels.terminal import ExitCode
 from client import cli
 from tests.client.fakes import Shop, UserNode
 from tests.provider.fakes import MODEL
+from tests.provider.payees import PayeeWorld
 
 NODE = keys.public_key(b"\x11" * 32).hex()
 OTHER = "02" + "cd" * 32
@@ -78,6 +79,7 @@ class House:
 
 async def _made(path: Path) -> Shop:
     shop = Shop(path)
+    shop.payees = PayeeWorld("trainer", "last", "accepting")
     await shop.start()
     return shop
 
@@ -337,3 +339,47 @@ def test_a_provider_that_is_another_node_now(house: House) -> None:
 def test_the_runner_of_typer_sees_the_same(house: House) -> None:
     result = CliRunner().invoke(cli.build_app(), ["sessions", "--json"])
     assert (result.exit_code, result.stdout) == (0, "[]\n")
+
+
+# Providers and receipts --------------------------------------------------------------------------
+
+
+def test_providers(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ODA_CLIENT_PROVIDERS", "http://127.0.0.1:1")
+    code, document = house.document("providers")
+    assert code == ExitCode.OK
+    [entry] = document["providers"]
+    assert (entry["url"], entry["model"], entry["score"]) == (house.shop.url, MODEL, 1000)
+    [silent] = document["silent"]
+    assert (silent["url"], silent["reason"]) == ("http://127.0.0.1:1", "provider-unreachable")
+    code, out, err = house.oda("providers")
+    assert MODEL in out
+    assert "127.0.0.1:1 does not answer" in err
+    # Without --provider the one that answers is asked, and the other one is passed over.
+    code, document = house.document("chat", "abc", "--max-tokens", "5", "--seed", "7")
+    assert code == ExitCode.OK
+    assert (len(document["text"]), document["switched"]) == (5, [])
+
+
+def test_a_receipt_is_saved_and_needs_the_chain_to_be_verified(
+    house: House, tmp_path: Path
+) -> None:
+    house.document("chat", "abc", "--max-tokens", "50", "--seed", "7")
+    assert house.fails("receipt", "save", "1", str(tmp_path / "r"))[1] == "lightning/session-open"
+    house.document("close", "1")
+    code, document = house.document("receipt", "save", "1", str(tmp_path / "receipt.json"))
+    assert code == ExitCode.OK
+    saved = tmp_path / "receipt.json"
+    assert document["bytes"] == saved.stat().st_size
+    statement = json.loads(saved.read_bytes())["statement"]
+    assert sum(period["spent_msat"] for period in statement["periods"]) == 3 * 50 + 50 * 250
+    assert house.fails("receipt", "verify", str(saved))[1] == "no-chain"
+    assert house.fails("receipt", "verify", "--session", "1")[1] == "no-chain"
+    forged = saved.read_text().replace('"closed":', '"closed":1')
+    (tmp_path / "forged.json").write_text(forged)
+    code, reason = house.fails("receipt", "verify", str(tmp_path / "forged.json"))
+    assert (code, reason) == (ExitCode.REFUSED, "statement-not-signed")
+    (tmp_path / "garbage").write_text("{}")
+    assert house.fails("receipt", "verify", str(tmp_path / "garbage"))[1] == "bad-receipt"
+    assert house.fails("receipt", "verify", str(tmp_path / "nothing"))[1] == "unreadable"
+    assert house.fails("receipt", "verify")[1] == "not-found"
