@@ -88,7 +88,7 @@ def model(url: str) -> dict[str, Any]:
 
 async def answer(url: str, user: LightningNode, store: Path) -> str:
     async with connect(url, user.rpc, store=store) as client:
-        events = client.chat("What is a list?", seed=5, max_tokens=60, temperature=0.8)
+        events = client.chat("What is a list?", seed=5, max_tokens=60, temperature=0.9)
         return "".join([event.text async for event in events if isinstance(event, Text)])
 
 
@@ -109,6 +109,7 @@ async def test_a_model_outlives_its_publisher(
 ) -> None:
     source = first_model(
         tmp_path / "cache",
+        # Enough for words: a client leaves an answer that is garbage.
         budget=Budget(steps=400),
         architecture=ByteTransformer(width=16, blocks=1, heads=4, context=16),
     )
@@ -132,7 +133,7 @@ async def test_a_model_outlives_its_publisher(
 
     said = [await answer(url, user, tmp_path / "client.sqlite") for url in (first, second)]
     assert said[0] == said[1]
-    assert len(said[0]) >= 20
+    assert len(set(said[0])) > 5
 
 
 async def test_a_fetch_outlives_a_kill(nodes: Nodes, programs: Programs, tmp_path: Path) -> None:

@@ -144,17 +144,19 @@ async def test_slow_peers_do_not_keep_others_waiting(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         a = await stack.enter_async_context(node(tmp_path / "a"))
         magnet = await a.publish(source)
-        # More than are served at a time, and each would take a minute.
+        # More than are served at a time, and each would take five minutes.
         slow = [
-            await stack.enter_async_context(node(tmp_path / f"slow{i}", download_limit=100_000))
-            for i in range(8)
+            await stack.enter_async_context(
+                node(tmp_path / f"slow{i}", download_limit=20_000, stall=600)
+            )
+            for i in range(6)
         ]
         waiting = {asyncio.create_task(each.fetch(magnet)) for each in slow}
         while not all(
             each._torrents and each.status(magnet.infohash).downloaded for each in slow[:4]
         ):
             await asyncio.wait(waiting, timeout=0.05)
-        b = await stack.enter_async_context(node(tmp_path / "b"))
+        b = await stack.enter_async_context(node(tmp_path / "b", stall=600))
         assert same(source, await b.fetch(magnet))
         assert max(each.status(magnet.infohash).done for each in slow) < 3_000_000
         for task in waiting:
