@@ -41,9 +41,13 @@ def bitcoin_cli(bitcoind: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class LightningdNode(RegtestNode):
-    """lightningd is the one on PATH. `bitcoind` gives the program beside which bitcoin-cli is."""
+    """lightningd is the one on PATH. `bitcoind` gives the program beside which bitcoin-cli is.
+
+    options: more of lightningd's own.
+    """
 
     bitcoind: Callable[[], Sequence[str]] = tuple
+    options: Sequence[str] = ()
 
     def start(self, bitcoind_url: str, bitcoind_cookie: Path) -> None:
         """Start it. Raises UserError: `already-running`, `not-installed`, `not-found`."""
@@ -71,5 +75,6 @@ class LightningdNode(RegtestNode):
                 "--dev-fast-gossip",
                 "--dev-fast-reconnect",
                 "--dev-allow-localhost",
+                *self.options,
             ]
         )

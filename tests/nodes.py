@@ -166,12 +166,15 @@ class Nodes:
         """A node that is not started yet."""
         return self._add(RegtestNode(name, self.directory / name, self._free_port(), command))
 
-    def make_lightningd(self, name: str) -> LightningNode:
+    def make_lightningd(self, name: str, *options: str) -> LightningNode:
         """Core Lightning that is not started yet; skips the test where it is not installed."""
         if shutil.which("lightningd") is None:
             pytest.skip("lightningd is not on PATH")
         directory, port = self.directory / name, self._free_port()
-        return self._add(LightningdNode(name, directory, port, bitcoind=lambda: self.chain.program))
+        process = LightningdNode(
+            name, directory, port, bitcoind=lambda: self.chain.program, options=options
+        )
+        return self._add(process)
 
     def _free_port(self) -> int:
         return free_port({node.process.port for node in self.all})

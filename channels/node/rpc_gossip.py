@@ -163,6 +163,8 @@ class GossipMethods:
                 riskfactor=arguments["riskfactor"],
             )
         except NoRoute as error:
+            if error.reason == "payee-unknown":  # another code than that of getroutes
+                raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, str(error)) from error
             raise _no_route(error) from error
         return {"route": _describe_route(source, route)}
 
@@ -273,14 +275,11 @@ def _describe_route(source: bytes, route: Sequence[Hop]) -> list[dict[str, Any]]
     return described
 
 
-_CODES = {
-    "route-too-expensive": RpcErrorCode.PAY_ROUTE_TOO_EXPENSIVE,
-    "funds-insufficient": RpcErrorCode.PAY_INSUFFICIENT_FUNDS,
-}
-
-
 def _no_route(error: NoRoute) -> RpcMethodError:
-    code = _CODES.get(error.reason, RpcErrorCode.PAY_ROUTE_NOT_FOUND)
+    # lightningd's code 215, not enough funds, is documented for getroutes but never given.
+    code = RpcErrorCode.PAY_ROUTE_NOT_FOUND
+    if error.reason == "route-too-expensive":
+        code = RpcErrorCode.PAY_ROUTE_TOO_EXPENSIVE
     return RpcMethodError(code, str(error))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from channels.lightning import LightningError
 from channels.units import Msat, Sat
 from tests.conformance.schema import check
 from tests.conftest import Chain
@@ -35,6 +36,14 @@ async def ask(node: LightningNode, method: str, **params: Any) -> dict[str, Any]
     return answer
 
 
+async def code_of(node: LightningNode, method: str, **params: Any) -> int:
+    """The code of a refusal."""
+    with pytest.raises(LightningError) as refused:
+        await node.rpc.call(method, **params)
+    assert str(refused.value)
+    return refused.value.code
+
+
 @pytest.fixture(scope="module", params=["embedded", "lightningd"])
 def pair(request: pytest.FixtureRequest, bitcoind: Chain) -> Iterator[Pair]:
     with nodes_on(bitcoind) as nodes:
@@ -49,5 +58,6 @@ async def _pair(kind: str, nodes: Nodes) -> Pair:
     return Pair(kind, nodes, alice, bob)
 
 
-def new_node(kind: str, nodes: Nodes, name: str) -> LightningNode:
-    return nodes.make(name) if kind == "embedded" else nodes.make_lightningd(name)
+def new_node(kind: str, nodes: Nodes, name: str, *options: str) -> LightningNode:
+    """`options` are lightningd's."""
+    return nodes.make(name) if kind == "embedded" else nodes.make_lightningd(name, *options)

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from pyln.client import LightningRpc, RpcError
 
-from channels.lightning import LightningError
-from tests.conformance.conftest import CHANNEL, PUSH, Pair, ask, new_node
+from tests.conformance.conftest import CHANNEL, PUSH, Pair, ask, code_of, new_node
 from tests.nodes import LightningNode, until
 from tests.vectors import lightningd_messages
 
@@ -24,6 +23,7 @@ METHODS = (
     *("connect", "disconnect", "listpeers", "fundchannel", "listpeerchannels", "close"),
     *("invoice", "delinvoice", "listinvoices", "waitinvoice", "waitanyinvoice", "decode"),
     *("xpay", "pay", "listpays", "listsendpays", "help", "stop"),
+    *("listnodes", "listchannels", "getroutes"),
 )
 NOBODY = "02" + "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
 """The id of a node whose key is 1."""
@@ -34,13 +34,6 @@ ADDRESS = "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080"
 CATCHALL = -1
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
-
-
-async def code_of(node: LightningNode, method: str, **params: Any) -> int:
-    with pytest.raises(LightningError) as refused:
-        await node.rpc.call(method, **params)
-    assert str(refused.value)
-    return refused.value.code
 
 
 async def new_invoice(node: LightningNode, amount: object, label: str, **more: Any) -> str:
