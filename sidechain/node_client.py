@@ -56,10 +56,15 @@ class NodeClient:
             raise
 
     async def send(self, tx: AnyTransaction, holders: tuple[str, ...] = ()) -> bytes:
-        """Offer a transaction; -> its txid."""
+        """Offer a transaction; -> its txid. One that the node has already is no error: it forgets
+        who has the bytes when it is restarted, and may be told again."""
         body = api.NewTransaction(tx.encode().hex(), holders)
-        posted = await self._ask("POST", "/transactions", api.Posted, body)
-        return bytes.fromhex(posted.hash)
+        try:
+            await self._ask("POST", "/transactions", api.Posted, body)
+        except RemoteProtocolError as error:
+            if error.reason != "txn-already-in-mempool":
+                raise
+        return tx.txid
 
     async def confirmed(
         self, tx: AnyTransaction, waiting: Callable[[float], None] = lambda seconds: None
@@ -94,8 +99,7 @@ class NodeClient:
             async with self._session.request(
                 method, self.url + PREFIX + path, data=data, headers=headers
             ) as response:
-                text = await response.content.read(MOST)
-                status = response.status
+                text, status = await _bounded(response.content), response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UserError(
                 "node-unreachable",
@@ -112,3 +116,12 @@ class NodeClient:
             ) from None
         refused = RemoteProtocolError if status in (409, 422) else UserError
         raise refused(problem.reason, problem.detail)
+
+
+async def _bounded(content: aiohttp.StreamReader) -> bytes:
+    found = bytearray()
+    async for chunk in content.iter_any():
+        found += chunk
+        if len(found) > MOST:
+            raise aiohttp.ClientPayloadError(f"more than {MOST} bytes")
+    return bytes(found)
