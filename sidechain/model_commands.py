@@ -10,7 +10,7 @@ import typer
 
 from channels.errors import UserError
 from channels.settings import Settings, load_settings
-from channels.terminal import JsonFlag, print_json, progress, run, stdout
+from channels.terminal import JsonFlag, print_json, progress, run
 from sidechain import settings as sidechain_settings
 from sidechain.settings import Key
 from torrent import settings as torrent_settings
@@ -45,19 +45,10 @@ def list_models(url: NodeUrl = None, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json({"models": models})
         return
-    from rich.table import Table
-
-    table = Table("model", "score", "since", "shards", "trainer", "", box=None)
     for each in models:
-        table.add_row(
-            each.model,
-            str(each.current.score),
-            str(each.current.height),
-            f"{each.opened}/{each.shards}",
-            each.current.trainer[:16],
-            "provisional" if each.provisional else "",
-        )
-    stdout().print(table)
+        shards = f"{each.opened}/{each.shards} shards, " if each.shards else ""
+        state = ", provisional" if each.provisional else ""
+        typer.echo(f"{each.model}\n  {shards}score {each.current.score}{state}")
 
 
 async def _all_models(url: str) -> list[api.ModelSummary]:
@@ -84,7 +75,7 @@ def show(
     if as_json:
         print_json(found)
         return
-    typer.echo(f"{found.architecture}\n{found.objective}")
+    typer.echo(f"{found.model}\n{found.architecture}\n{found.objective}")
     typer.echo(f"infohash {(found.provisional or found.confirmed).infohash}")
     typer.echo(f"an update has to gain {found.required_gain} now")
     opened = sum(1 for shard in found.shards if shard.opened)

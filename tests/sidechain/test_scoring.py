@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -194,6 +195,17 @@ async def test_a_process_that_was_killed_starts_again(tmp_path: Path) -> None:
             await process.ask(question)
         assert caught.value.reason == "scoring-died"
         assert await process.ask(question) is None
+
+
+async def test_the_process_ends_with_whoever_started_it() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sidechain.scoring_process"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await process.wait() == 0
 
 
 async def test_a_reply_goes_to_whoever_asked(tmp_path: Path) -> None:
