@@ -30,15 +30,18 @@ from sidechain.model.weights import dequantise, quantise
 from sidechain.model.world import ALONE, World
 
 BATCH: Final = 64
+TEXT_BATCH: Final = 16
+"""A window of text is many samples in one: few of them make a step, so that more steps fit."""
 RATE: Final = 3e-3
+TEXT_RATE: Final = 6e-3
 
 
 class Improving:
     """An attempt at better weights, step by step.
 
-    `start` (int16) is None for fresh weights. In a `world` of several processes each draws
-    batches of its own and their gradients are averaged; all must make the same calls. Raises
-    UserError as exact.count_samples does.
+    `start` (int16) is None for fresh weights; `rate` is Adam's, None for one that suits. In a
+    `world` of several processes each draws batches of its own and their gradients are averaged;
+    all must make the same calls. Raises UserError as exact.count_samples does.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Improving:
         *,
         start: Mapping[str, Tensor] | None = None,
         seed: int = 0,
-        rate: float = RATE,
+        rate: float | None = None,
         device: str = "cpu",
         world: World = ALONE,
     ) -> None:
@@ -66,7 +69,10 @@ class Improving:
         if world.size > 1:
             module = DistributedDataParallel(module)
         self._module = module
+        text = architecture.reads_text
+        rate = rate or (TEXT_RATE if text else RATE)
         self.optimizer = torch.optim.Adam(self.network.parameters(), rate)
+        self._batch = min(TEXT_BATCH if text else BATCH, self._samples)
         self._seed = seed
         self._world = world
         self._draw = torch.Generator()
@@ -77,9 +83,9 @@ class Improving:
         # A generator of its own for each step and process: nothing else has to be remembered.
         number = self.steps * self._world.size + self._world.rank
         self._draw.manual_seed((self._seed << 40) + number)
-        chosen = torch.randint(
-            self._samples, (min(BATCH, self._samples),), generator=self._draw
-        ).to(self._inputs.device)
+        chosen = torch.randint(self._samples, (self._batch,), generator=self._draw).to(
+            self._inputs.device
+        )
         loss: Tensor = self._module(self._inputs[chosen], self._targets[chosen])
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -100,7 +106,7 @@ def improve(
     *,
     start: Mapping[str, Tensor] | None = None,
     seed: int = 0,
-    rate: float = RATE,
+    rate: float | None = None,
     progress: Callable[[int, float, float], None] | None = None,
 ) -> dict[str, Tensor]:
     """-> int16 weights, within a budget. `progress` is called each step with (steps, loss of the

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sidechain.model import checkpoints, exact
 from sidechain.model.hold_out import divide
-from sidechain.model.improve import RATE, Improving
+from sidechain.model.improve import Improving
 from sidechain.model.objective import Objective
 from sidechain.model.paired import confirms
 from sidechain.model.parts import Part
@@ -33,7 +33,7 @@ class Plan:
 
     seconds: float = 20.0
     patience: int = 4
-    rate: float = RATE
+    rate: float | None = None
     seed: int = 0
     device: str = "cpu"
     checkpoint: Path | None = None
