@@ -18,7 +18,7 @@ from channels.bolt.messages import (
 )
 from channels.bolt.policy import Policy
 from channels.errors import RemoteProtocolError
-from channels.units import UnixTime
+from channels.units import Msat, UnixTime, msat
 
 MUST_BE_ONE = 1
 """Bit 0 of message_flags (BOLT 7)."""
@@ -134,7 +134,14 @@ def channel_update(
     One that is not `public` is for the peer alone.
     """
     assert state.short_channel_id is not None, "only a confirmed channel has updates"
-    policy = policy.within(state)
+    # BOLT 7: no more than the capacity, than the peer lets be in flight, and no less than the
+    # minimum; the peer accepts nothing below its own minimum.
+    most = min(
+        policy.htlc_maximum_msat,
+        msat(state.funding_satoshis),
+        state.peer.max_htlc_value_in_flight_msat,
+    )
+    least = min(max(policy.htlc_minimum_msat, state.peer.htlc_minimum_msat), most)
     update = ChannelUpdate(
         signature=NO_SIGNATURE,
         chain_hash=end.chain_hash,
@@ -143,10 +150,10 @@ def channel_update(
         message_flags=MUST_BE_ONE | (0 if public else DONT_FORWARD),
         channel_flags=direction_of(end.node_id, state.peer_id) | (DISABLE if disabled else 0),
         cltv_expiry_delta=policy.cltv_expiry_delta,
-        htlc_minimum_msat=policy.htlc_minimum_msat,
+        htlc_minimum_msat=Msat(least),
         fee_base_msat=policy.fee_base_msat,
         fee_proportional_millionths=policy.fee_proportional_millionths,
-        htlc_maximum_msat=policy.htlc_maximum_msat,
+        htlc_maximum_msat=Msat(most),
     )
     if before is not None:
         if replace(before, signature=NO_SIGNATURE, timestamp=now) == update:
