@@ -187,10 +187,8 @@ class Node:
                     self.funding.pay(channel, script, value)
                 case HtlcReceived():
                     self.invoices.resolve(channel, effect)
-                case HtlcFulfilled():
-                    self.payments.fulfilled(channel, effect)
-                case HtlcFailed():
-                    self.payments.failed(channel, effect)
+                case HtlcFulfilled() | HtlcFailed():
+                    self._resolved(channel, effect)
                 case ChannelFailed(reason, sentence):
                     self._channel_failed(channel, reason, sentence)
                 case ChannelReady():
@@ -200,6 +198,16 @@ class Node:
                     # The tracker looks at every channel's funding outpoint by itself; what is new
                     # is that our refund is signed.
                     self.funding.signed(channel)
+
+    def _resolved(self, channel: Channel, effect: HtlcFulfilled | HtlcFailed) -> None:
+        """An HTLC that we offered has ended; with BOLT 5 that is told with each block again."""
+        attempt = self.store.attempt_by_htlc(channel.state.index, effect.id)
+        if attempt is None:
+            return
+        if isinstance(effect, HtlcFulfilled):
+            self.payments.fulfilled(attempt, effect)
+        else:
+            self.payments.failed(attempt, effect)
 
     def broadcast(self, transaction: Transaction) -> None:
         """Keep it for rebroadcasting, then hand it to bitcoind once that is on disk."""

@@ -1,25 +1,30 @@
-"""Paying: one attempt at a time over a channel with the payee, remembered until it is known.
+"""Paying: routes are tried until the payee has it all, and each attempt teaches the next ones.
 
 A payment is pending, complete or failed in the store; a caller that stops waiting changes nothing.
+It is pending exactly as long as an attempt is: the end of one and the beginning of the next share
+a turn. After a restart nobody waits, so nothing new is tried, and what is under way ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from channels.bolt.channel import Channel
 from channels.bolt.effects import HtlcFailed, HtlcFulfilled
+from channels.bolt.features import Feature, offers
 from channels.bolt.invoice import Invoice, check_payable
-from channels.bolt.onion import Hop, build_packet, final_payload, shared_secrets
-from channels.bolt.onion_failures import read_error
+from channels.bolt.invoice_fields import RouteHop
+from channels.bolt.onion import FailureCode
+from channels.bolt.route import Hop, Knowledge, NoRoute, directed_channels, find_parts
 from channels.errors import LocalProtocolError, UserError
+from channels.node.attempts import Fault, ForPayee, decode_route, encode_route, offer, read_fault
+from channels.node.routing import local_channels
 from channels.node.rpc_params import RpcErrorCode, RpcMethodError
 from channels.node.store import AttemptRow, PaymentRow
-from channels.units import Msat, msat
+from channels.units import Msat, UnixTime
 
 if TYPE_CHECKING:
     from channels.node.node import Node
@@ -29,12 +34,53 @@ log = logging.getLogger(__name__)
 CLTV_SLACK = 3
 """Blocks that may be found while an HTLC is on its way."""
 
+MAX_PARTS = 16
+"""HTLCs of one payment at a time: each costs a place in every channel that it crosses."""
+
+MAX_ATTEMPTS = 100
+
+DEFAULT_RETRY_SECONDS = 60
+
+AVOID_SECONDS = 600
+"""A peer that could not read our onion is left alone so long."""
+
+MIN_MAXFEE, MAXFEE_DIVISOR = Msat(5_000), 100
+"""Core Lightning's default: 1 % of the amount, and 5 sat at least."""
+
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    payment_preimage: bytes
+    payment_preimage: bytes = field(repr=False)
     amount_msat: Msat
     amount_sent_msat: Msat
+    successful_parts: int
+    failed_parts: int
+
+
+@dataclass(slots=True)
+class Goal:
+    """What a payment is to achieve, and what it may cost; kept in memory while a caller may wait.
+
+    `give_up` is the reason to try nothing more.
+    """
+
+    payee: bytes
+    for_payee: ForPayee
+    bolt11: str
+    final_cltv: int
+    hints: Sequence[Sequence[RouteHop]]
+    maxfee: Msat
+    max_parts: int
+    deadline: float
+    groupid: int | None = None
+    next_partid: int = 0
+    unfit: set[int] = field(default_factory=set)
+    give_up: RpcMethodError | None = None
+    last_fault: str = ""
+
+
+def default_maxfee(amount: Msat) -> Msat:
+    return Msat(max(MIN_MAXFEE, amount // MAXFEE_DIVISOR))
 
 
 class Payments:
@@ -43,23 +89,59 @@ class Payments:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._waiting: dict[bytes, list[asyncio.Future[PaymentRow]]] = {}
+        self._goals: dict[bytes, Goal] = {}
+        self.learned = Knowledge()
 
-    async def pay(self, text: str, invoice: Invoice, amount: Msat) -> Paid:
+    async def pay(
+        self,
+        text: str,
+        invoice: Invoice,
+        amount: Msat,
+        *,
+        maxfee: Msat | None = None,
+        retry_for: int = DEFAULT_RETRY_SECONDS,
+    ) -> Paid:
         """Pay and wait for the outcome. Raises RpcMethodError with lightningd's codes."""
-        node = self._node
         self._check(invoice)
-        existing = node.store.payment(invoice.payment_hash)
+        assert invoice.payment_secret is not None, "check_payable refuses an invoice without"
+        split = offers(invoice.features, Feature.BASIC_MPP)
+        goal = Goal(
+            payee=invoice.payee,
+            for_payee=ForPayee(
+                payment_hash=invoice.payment_hash,
+                payment_secret=invoice.payment_secret,
+                total_msat=amount,
+                payment_metadata=invoice.payment_metadata,
+            ),
+            bolt11=text,
+            final_cltv=invoice.min_final_cltv_expiry + CLTV_SLACK,
+            hints=invoice.routes,
+            maxfee=default_maxfee(amount) if maxfee is None else maxfee,
+            max_parts=MAX_PARTS if split else 1,
+            deadline=asyncio.get_running_loop().time() + retry_for,
+        )
+        return await self.reach(goal)
+
+    async def reach(self, goal: Goal) -> Paid:
+        """Pay toward a goal, or wait for the payment of its hash that is under way already."""
+        node, payment_hash = self._node, goal.for_payee.payment_hash
+        existing = node.store.payment(payment_hash)
         if existing is not None and existing.status == "complete":
             raise RpcMethodError(
                 RpcErrorCode.PAY_ALREADY_PAID, "This invoice has already been paid"
             )
         if existing is None or existing.status == "failed":
-            self._begin(text, invoice, amount)
-        row = await self._outcome(invoice.payment_hash)
+            self._begin(goal)
+        row = await self._outcome(payment_hash)
         if row.status == "failed" or row.preimage is None:
             code = row.failure_code or RpcErrorCode.PAY_UNSPECIFIED_ERROR
             raise RpcMethodError(RpcErrorCode(code), row.failure_message or "Payment failed")
-        return Paid(row.preimage, row.amount_msat, row.amount_sent_msat)
+        attempts = node.store.attempts(payment_hash)
+        group = [a for a in attempts if a.groupid == attempts[-1].groupid]
+        failed = sum(a.status == "failed" for a in group)
+        return Paid(
+            row.preimage, row.amount_msat, row.amount_sent_msat, len(group) - failed, failed
+        )
 
     def _check(self, invoice: Invoice) -> None:
         node = self._node
@@ -74,63 +156,93 @@ class Payments:
                 RpcErrorCode.PAY_ROUTE_NOT_FOUND, "This is an invoice of this very node"
             )
 
-    def _begin(self, text: str, invoice: Invoice, amount: Msat) -> None:
-        """Offer the HTLC and store what it is for, in one turn."""
-        node = self._node
-        channel = self._channel_to(invoice.payee, amount)
-        session_key = secrets.token_bytes(32)
-        cltv_expiry = node.height + invoice.min_final_cltv_expiry + CLTV_SLACK
-        assert invoice.payment_secret is not None, "checked by _check"
-        payload = final_payload(
-            amt_to_forward=amount,
-            outgoing_cltv_value=cltv_expiry,
-            payment_secret=invoice.payment_secret,
-            total_msat=amount,
-            payment_metadata=invoice.payment_metadata,
-        )
-        hops = [Hop(invoice.payee, payload)]
-        onion = build_packet(session_key, hops, invoice.payment_hash)
-        try:
-            htlc_id, effects = channel.offer_htlc(amount, invoice.payment_hash, cltv_expiry, onion)
-        except LocalProtocolError as error:
-            raise RpcMethodError(RpcErrorCode.PAY_ROUTE_NOT_FOUND, str(error)) from error
-        store = node.store
-        store.begin_payment(
-            payment_hash=invoice.payment_hash,
-            bolt11=text,
-            destination=invoice.payee,
-            amount_msat=amount,
-            now=node.now(),
-        )
-        store.add_attempt(
-            payment_hash=invoice.payment_hash,
-            amount_msat=amount,
-            amount_sent_msat=amount,
-            session_key=session_key,
-            hops=invoice.payee,
-            channel_index=channel.state.index,
-            htlc_id=htlc_id,
-            now=node.now(),
-        )
-        node.carry_out(channel, effects)
+    # --- attempts ------------------------------------------------------------------------------
 
-    def _channel_to(self, payee: bytes, amount: Msat) -> Channel:
-        """The usable channel with the payee that has most to spend."""
-        direct = [c for c in self._node.channels_of(payee) if c.usable]
-        if not direct:
-            known = self._node.channels_of(payee)
-            why = "it is not ready or its peer is away" if known else "open one first"
-            raise RpcMethodError(
-                RpcErrorCode.PAY_ROUTE_NOT_FOUND,
-                f"No usable channel with {payee.hex()}: {why}",
+    def _begin(self, goal: Goal) -> None:
+        try:
+            self._send(goal, [])
+        except RpcMethodError as error:
+            if goal.groupid is None:
+                raise  # nothing has left: this payment never was
+            goal.give_up = error
+        self._goals[goal.for_payee.payment_hash] = goal
+
+    def _send(self, goal: Goal, pending: list[AttemptRow]) -> None:
+        """Offer what is not under way yet. Raises RpcMethodError when there is no way for it.
+
+        Parts of it may be under way then all the same; `pending` names them too.
+        """
+        total = goal.for_payee.total_msat
+        while missing := total - sum(attempt.amount_msat for attempt in pending):
+            budget = goal.maxfee - sum(a.amount_sent_msat - a.amount_msat for a in pending)
+            routes = self._routes(goal, Msat(missing), Msat(budget), goal.max_parts - len(pending))
+            for route in routes:
+                attempt = self._offer(goal, route)
+                if attempt is None:
+                    break  # its first channel does not fit after all: look for other routes
+                pending.append(attempt)
+
+    def _routes(
+        self, goal: Goal, amount: Msat, maxfee: Msat, max_parts: int
+    ) -> tuple[tuple[Hop, ...], ...]:
+        node = self._node
+        local = [c for c in local_channels(node) if c.short_channel_id not in goal.unfit]
+        if max_parts < 1:
+            raise RpcMethodError(RpcErrorCode.PAY_ROUTE_NOT_FOUND, "Too many parts are under way")
+        try:
+            return find_parts(
+                node.gossip.graph,
+                node.node_id,
+                goal.payee,
+                amount,
+                goal.final_cltv,
+                max_parts=max_parts,
+                now=node.now(),
+                learned=self.learned,
+                hints=goal.hints,
+                local=local,
+                maxfee=maxfee,
             )
-        best = max(direct, key=lambda c: c.state.log.local_msat)
-        if best.state.log.local_msat - msat(best.state.peer.channel_reserve_satoshis) < amount:
-            raise RpcMethodError(
-                RpcErrorCode.PAY_ROUTE_NOT_FOUND,
-                f"The channel's balance less its reserve does not hold {amount} msat",
+        except NoRoute as error:
+            code = RpcErrorCode.PAY_ROUTE_NOT_FOUND
+            if error.reason == "route-too-expensive":
+                code = RpcErrorCode.PAY_ROUTE_TOO_EXPENSIVE
+            before = f" Before that: {goal.last_fault}." if goal.last_fault else ""
+            raise RpcMethodError(code, f"{error}{before}") from error
+
+    def _offer(self, goal: Goal, route: tuple[Hop, ...]) -> AttemptRow | None:
+        """An attempt that is in the store, or None when the first channel refuses."""
+        node, store = self._node, self._node.store
+        try:
+            offered = offer(node, route, goal.for_payee)
+        except LocalProtocolError as error:
+            log.info("channel %s takes no HTLC now: %s", route[0].short_channel_id, error)
+            goal.unfit.add(route[0].short_channel_id)
+            goal.last_fault = str(error).rstrip(".")
+            return None
+        if goal.groupid is None:
+            store.begin_payment(
+                payment_hash=goal.for_payee.payment_hash,
+                bolt11=goal.bolt11,
+                destination=goal.payee,
+                amount_msat=goal.for_payee.total_msat,
+                now=node.now(),
             )
-        return best
+        attempt = store.add_attempt(
+            payment_hash=goal.for_payee.payment_hash,
+            amount_msat=route[-1].amount_msat,
+            amount_sent_msat=route[0].amount_msat,
+            session_key=offered.session_key,
+            hops=encode_route(route),
+            channel_index=offered.channel.state.index,
+            htlc_id=offered.htlc_id,
+            groupid=goal.groupid,
+            partid=goal.next_partid,
+            now=node.now(),
+        )
+        goal.groupid, goal.next_partid = attempt.groupid, goal.next_partid + 1
+        self.learned.reserve(node.node_id, route)
+        return attempt
 
     async def _outcome(self, payment_hash: bytes) -> PaymentRow:
         row = self._node.store.payment(payment_hash)
@@ -142,52 +254,94 @@ class Payments:
 
     # --- what the channels report ---------------------------------------------------------------
 
-    def fulfilled(self, channel: Channel, effect: HtlcFulfilled) -> None:
+    def fulfilled(self, attempt: AttemptRow, effect: HtlcFulfilled) -> None:
+        if attempt.status != "pending":
+            return  # told again after a reconnection, or with a block
         node = self._node
-        attempt = node.store.attempt_by_htlc(channel.state.index, effect.id)
-        if attempt is None or attempt.status != "pending":
-            return  # told again after a reconnection
+        self.learned.succeeded(node.node_id, decode_route(attempt.hops), node.now())
         node.store.finish_attempt(
             attempt.id, "complete", now=node.now(), preimage=effect.payment_preimage
         )
         node.store.complete_payment(effect.payment_hash, effect.payment_preimage, node.now())
         node.turn.after(lambda: self._tell(effect.payment_hash))
 
-    def failed(self, channel: Channel, effect: HtlcFailed) -> None:
-        node = self._node
-        attempt = node.store.attempt_by_htlc(channel.state.index, effect.id)
-        if attempt is None or attempt.status != "pending":
+    def failed(self, attempt: AttemptRow, effect: HtlcFailed) -> None:
+        if attempt.status != "pending":
             return
-        code, message = self._explain(attempt, effect)
+        node, fault = self._node, read_fault(attempt, effect)
+        code = RpcErrorCode.PAY_TRY_OTHER_ROUTE
+        if fault.failure is None and effect.reason:
+            code = RpcErrorCode.PAY_UNPARSEABLE_ONION
+        elif fault.failure is not None and fault.failure.is_permanent and _is_final(attempt, fault):
+            code = RpcErrorCode.PAY_DESTINATION_PERM_FAIL
         node.store.finish_attempt(
-            attempt.id, "failed", now=node.now(), erroronion=effect.reason or None
+            attempt.id,
+            "failed",
+            now=node.now(),
+            erroronion=effect.reason or None,
+            failure_code=int(code),
+            failure_message=fault.sentence,
         )
-        node.store.fail_payment(effect.payment_hash, int(code), message, node.now())
-        node.turn.after(lambda: self._tell(effect.payment_hash))
+        self._learn(attempt, fault, effect)
+        self._go_on(attempt, fault, RpcMethodError(code, fault.sentence), effect)
 
-    def _explain(self, attempt: AttemptRow, effect: HtlcFailed) -> tuple[RpcErrorCode, str]:
-        if effect.on_chain:
-            return RpcErrorCode.PAY_TRY_OTHER_ROUTE, "The HTLC timed out on chain"
-        if effect.malformed is not None:
-            return (
-                RpcErrorCode.PAY_TRY_OTHER_ROUTE,
-                f"The peer could not read our onion (failure_code {effect.malformed[0]:#x})",
-            )
-        read = read_error(shared_secrets(attempt.session_key, [attempt.hops]), effect.reason)
-        if read is None:
-            return RpcErrorCode.PAY_UNPARSEABLE_ONION, "Malformed error reply"
-        _, failure = read
-        permanent = failure.is_permanent
-        code = (
-            RpcErrorCode.PAY_DESTINATION_PERM_FAIL
-            if permanent
-            else RpcErrorCode.PAY_TRY_OTHER_ROUTE
-        )
-        return code, f"Destination said {failure.name}"
+    def _learn(self, attempt: AttemptRow, fault: Fault, effect: HtlcFailed) -> None:
+        node, now = self._node, self._node.now()
+        route = decode_route(attempt.hops)
+        if effect.malformed is not None or effect.on_chain:
+            # Our own peer: no hop of the route has said anything.
+            self.learned.release(node.node_id, route)
+            first = next(directed_channels(node.node_id, route))
+            self.learned.avoid_channel(first, UnixTime(now + AVOID_SECONDS))
+        else:
+            self.learned.failed(node.node_id, route, fault.at, fault.failure, now)
+
+    def _go_on(
+        self, attempt: AttemptRow, fault: Fault, error: RpcMethodError, effect: HtlcFailed
+    ) -> None:
+        """Try again, wait for the other parts, or say that the payment has failed."""
+        node, payment_hash = self._node, attempt.payment_hash
+        row = node.store.payment(payment_hash)
+        if row is None or row.status != "pending":
+            return
+        goal = self._goals.get(payment_hash)
+        pending = node.store.attempts(payment_hash, "pending")
+        if goal is not None and goal.give_up is None:
+            goal.last_fault = fault.sentence
+            if effect.on_chain or not self._may_retry(goal, attempt, fault):
+                goal.give_up = error
+            else:
+                try:
+                    self._send(goal, pending)
+                except RpcMethodError as refused:
+                    goal.give_up = refused
+        if pending:
+            return
+        why = error if goal is None or goal.give_up is None else goal.give_up
+        node.store.fail_payment(payment_hash, int(why.code), str(why), node.now())
+        node.turn.after(lambda: self._tell(payment_hash))
+
+    def _may_retry(self, goal: Goal, attempt: AttemptRow, fault: Fault) -> bool:
+        if asyncio.get_running_loop().time() > goal.deadline or goal.next_partid >= MAX_ATTEMPTS:
+            return False
+        if fault.failure is None and fault.at is None:
+            # An error that nobody can read teaches nothing about a channel with the payee itself.
+            return len(decode_route(attempt.hops)) > 1
+        # The payee is asked once, unless it lacked parts that failed on their way.
+        timed_out = fault.failure is not None and fault.failure.code == FailureCode.MPP_TIMEOUT
+        return timed_out or not _is_final(attempt, fault)
 
     def _tell(self, payment_hash: bytes) -> None:
         row = self._node.store.payment(payment_hash)
         assert row is not None, "a payment that ended is in the store"
+        if row.status == "pending":
+            return  # begun again by a caller that was told before
+        self._goals.pop(payment_hash, None)
         for future in self._waiting.pop(payment_hash, []):
             if not future.done():
                 future.set_result(row)
+
+
+def _is_final(attempt: AttemptRow, fault: Fault) -> bool:
+    """Whether the payee itself has spoken."""
+    return fault.at == len(decode_route(attempt.hops)) - 1

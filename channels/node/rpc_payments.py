@@ -241,13 +241,19 @@ class PaymentMethods:
 
     async def xpay(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         invoice, amount = _payable(arguments["invstring"], arguments["amount_msat"])
-        paid = await self._node.payments.pay(arguments["invstring"], invoice, amount)
+        paid = await self._node.payments.pay(
+            arguments["invstring"],
+            invoice,
+            amount,
+            maxfee=arguments["maxfee"],
+            retry_for=arguments["retry_for"],
+        )
         return {
             "payment_preimage": paid.payment_preimage.hex(),
             "amount_msat": paid.amount_msat,
             "amount_sent_msat": paid.amount_sent_msat,
-            "failed_parts": 0,
-            "successful_parts": 1,
+            "failed_parts": paid.failed_parts,
+            "successful_parts": paid.successful_parts,
         }
 
     async def pay(self, arguments: Arguments, call: Call) -> dict[str, Any]:
@@ -255,7 +261,13 @@ class PaymentMethods:
         node = self._node
         before = node.store.payment(invoice.payment_hash)
         if before is None or before.status != "complete":
-            await node.payments.pay(arguments["bolt11"], invoice, amount)
+            await node.payments.pay(
+                arguments["bolt11"],
+                invoice,
+                amount,
+                maxfee=arguments["maxfee"],
+                retry_for=arguments["retry_for"],
+            )
         row = node.store.payment(invoice.payment_hash)
         assert row is not None and row.preimage is not None, "a payment that succeeded is stored"
         return {
@@ -263,7 +275,7 @@ class PaymentMethods:
             "payment_hash": row.payment_hash.hex(),
             "destination": row.destination.hex(),
             "created_at": row.created_at,
-            "parts": 1,
+            "parts": self._parts(row.payment_hash),
             "amount_msat": row.amount_msat,
             "amount_sent_msat": row.amount_sent_msat,
             "status": "complete",
@@ -277,7 +289,10 @@ class PaymentMethods:
         else:
             row = store.payment(payment_hash)
             rows = [row] if row is not None and status in (None, row.status) else []
-        return {"pays": [describe_payment(row) for row in rows]}
+        return {"pays": [describe_payment(row, self._parts(row.payment_hash)) for row in rows]}
+
+    def _parts(self, payment_hash: bytes) -> int:
+        return sum(a.status == "complete" for a in self._node.store.attempts(payment_hash))
 
     async def listsendpays(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         rows = self._node.store.attempts(_wanted_hash(arguments), arguments["status"])
@@ -392,7 +407,7 @@ def describe_invoice(row: InvoiceRow) -> dict[str, Any]:
     return entry
 
 
-def describe_payment(row: PaymentRow) -> dict[str, Any]:
+def describe_payment(row: PaymentRow, parts: int) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "created_index": row.created_index,
         "payment_hash": row.payment_hash.hex(),
@@ -407,7 +422,7 @@ def describe_payment(row: PaymentRow) -> dict[str, Any]:
             "completed_at": row.completed_at,
             "amount_sent_msat": row.amount_sent_msat,
             "preimage": row.preimage.hex(),
-            "number_of_parts": 1,
+            "number_of_parts": parts,
         }
     else:
         entry["amount_sent_msat"] = row.amount_sent_msat

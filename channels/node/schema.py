@@ -159,3 +159,10 @@ def m006_gossip(db: Database) -> None:
     optional = "txid vout update_0 update_1 spent_height"
     strict_table(db, "gossip_channels", columns, "short_channel_id", optional=optional)
     strict_table(db, "gossip_nodes", {"node_id": bytes, "announcement": bytes}, "node_id")
+
+
+@node_schema()
+def m007_routes(db: Database) -> None:
+    # An attempt's hops were the payee's id alone; now each is an id, a short_channel_id, an amount
+    # and a delay (attempts.encode_route). What an old one lacks is only of use to statistics.
+    db.execute("UPDATE attempts SET hops = hops || zeroblob(20) WHERE length(hops) = 33")
