@@ -119,6 +119,19 @@ def complete(
     )
 
 
+def bounded(state: ChannelState, policy: Policy) -> Policy:
+    """A policy as this channel can keep it."""
+    # BOLT 7: no more than the capacity, than the peer lets be in flight, and no less than the
+    # minimum; the peer accepts nothing below its own minimum.
+    most = min(
+        policy.htlc_maximum_msat,
+        msat(state.funding_satoshis),
+        state.peer.max_htlc_value_in_flight_msat,
+    )
+    least = min(max(policy.htlc_minimum_msat, state.peer.htlc_minimum_msat), most)
+    return replace(policy, htlc_minimum_msat=Msat(least), htlc_maximum_msat=Msat(most))
+
+
 def channel_update(
     state: ChannelState,
     policy: Policy,
@@ -134,14 +147,7 @@ def channel_update(
     One that is not `public` is for the peer alone.
     """
     assert state.short_channel_id is not None, "only a confirmed channel has updates"
-    # BOLT 7: no more than the capacity, than the peer lets be in flight, and no less than the
-    # minimum; the peer accepts nothing below its own minimum.
-    most = min(
-        policy.htlc_maximum_msat,
-        msat(state.funding_satoshis),
-        state.peer.max_htlc_value_in_flight_msat,
-    )
-    least = min(max(policy.htlc_minimum_msat, state.peer.htlc_minimum_msat), most)
+    terms = bounded(state, policy)
     update = ChannelUpdate(
         signature=NO_SIGNATURE,
         chain_hash=end.chain_hash,
@@ -150,10 +156,10 @@ def channel_update(
         message_flags=MUST_BE_ONE | (0 if public else DONT_FORWARD),
         channel_flags=direction_of(end.node_id, state.peer_id) | (DISABLE if disabled else 0),
         cltv_expiry_delta=policy.cltv_expiry_delta,
-        htlc_minimum_msat=Msat(least),
+        htlc_minimum_msat=terms.htlc_minimum_msat,
         fee_base_msat=policy.fee_base_msat,
         fee_proportional_millionths=policy.fee_proportional_millionths,
-        htlc_maximum_msat=Msat(most),
+        htlc_maximum_msat=terms.htlc_maximum_msat,
     )
     if before is not None:
         if replace(before, signature=NO_SIGNATURE, timestamp=now) == update:

@@ -16,13 +16,11 @@ from channels.bolt.effects import Effect, HtlcReceived
 from channels.bolt.features import OUR_INVOICE
 from channels.bolt.keys import public_key
 from channels.bolt.onion import (
-    BadOnion,
     FinalPayload,
     HtlcRefused,
     Peeled,
     check_final,
     parse_payload,
-    peel,
 )
 from channels.bolt.onion_failures import Failure, FailureCode, create_error
 from channels.node.rpc_params import RpcErrorCode, RpcMethodError
@@ -129,16 +127,9 @@ class Invoices:
 
     # --- incoming HTLCs ------------------------------------------------------------------------
 
-    def resolve(self, channel: Channel, htlc: HtlcReceived) -> None:
+    def receive(self, channel: Channel, htlc: HtlcReceived, peeled: Peeled) -> list[Effect]:
         """Fulfill the HTLC with the preimage of its invoice, or give it back with a reason."""
-        self._node.carry_out(channel, self._resolution(channel, htlc))
-
-    def _resolution(self, channel: Channel, htlc: HtlcReceived) -> list[Effect]:
         node = self._node
-        try:
-            peeled = peel(htlc.onion_routing_packet, node.node_secret, htlc.payment_hash)
-        except BadOnion as bad:
-            return channel.fail_malformed_htlc(htlc.id, bad.failure_code)
         try:
             row = self._judge(channel, htlc, peeled)
         except HtlcRefused as refused:
@@ -152,10 +143,6 @@ class Invoices:
         """The invoice that the HTLC settles. Raises HtlcRefused."""
         node = self._node
         payload = parse_payload(peeled.payload)
-        if peeled.next_packet is not None:
-            raise HtlcRefused(
-                Failure.of(FailureCode.UNKNOWN_NEXT_PEER), "This node does not forward payments."
-            )
         if dust_exposure(channel.state) > node.params.policy.max_dust_htlc_exposure_msat:
             raise HtlcRefused(
                 Failure.of(FailureCode.TEMPORARY_NODE_FAILURE), "Too much is in flight as dust."

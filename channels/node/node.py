@@ -36,12 +36,15 @@ from channels.bolt.transactions import Transaction
 from channels.errors import OdaError, RemoteProtocolError
 from channels.node.chain import Bitcoind
 from channels.node.connections import Connections
+from channels.node.forwards import Forwards
 from channels.node.funding import Funding
 from channels.node.gossip import GOSSIP_MESSAGES, Gossiper
+from channels.node.incoming import answer
 from channels.node.invoices import Invoices
 from channels.node.networks import NetworkParams
 from channels.node.onchain import Onchain
 from channels.node.payments import Payments
+from channels.node.policies import Policies
 from channels.node.store import ChannelRow, Store
 from channels.node.tracker import Tracker
 from channels.node.turn import Turn
@@ -90,6 +93,8 @@ class Node:
         self.funding = Funding(self)
         self.invoices = Invoices(self)
         self.payments = Payments(self)
+        self.policies = Policies(self)
+        self.forwards = Forwards(self)
         self.tracker = Tracker(self)
         self.onchain = Onchain(self)
         self.gossip = Gossiper(self)
@@ -140,7 +145,7 @@ class Node:
 
     def policy(self, channel: Channel) -> ForwardingPolicy:
         """The terms on which we forward over a channel."""
-        return self.params.forwarding
+        return self.policies.of(channel)
 
     def channels_of(self, peer_id: bytes) -> list[Channel]:
         return [c for c in self.channels.values() if c.state.peer_id == peer_id]
@@ -186,7 +191,7 @@ class Node:
                 case FundingNeeded(script, value):
                     self.funding.pay(channel, script, value)
                 case HtlcReceived():
-                    self.invoices.resolve(channel, effect)
+                    self.carry_out(channel, answer(self, channel, effect))
                 case HtlcFulfilled() | HtlcFailed():
                     self._resolved(channel, effect)
                 case ChannelFailed(reason, sentence):
@@ -203,8 +208,8 @@ class Node:
         """An HTLC that we offered has ended; with BOLT 5 that is told with each block again."""
         attempt = self.store.attempt_by_htlc(channel.state.index, effect.id)
         if attempt is None:
-            return
-        if isinstance(effect, HtlcFulfilled):
+            self.forwards.resolved(channel, effect)
+        elif isinstance(effect, HtlcFulfilled):
             self.payments.fulfilled(attempt, effect)
         else:
             self.payments.failed(attempt, effect)

@@ -19,7 +19,7 @@ from channels.bolt.gossip import DONT_FORWARD, STALE_SECONDS, FundingOutput, Gos
 from channels.bolt.gossip_signatures import check_update
 from channels.bolt.graph import DISABLE, GraphChannel, direction_of
 from channels.bolt.invoice_fields import RouteHop
-from channels.bolt.messages import AnnouncementSignatures, ChannelUpdate, Message
+from channels.bolt.messages import AnnouncementSignatures, ChannelUpdate, Message, encode
 from channels.bolt.opening import funding_output_script
 from channels.errors import RemoteProtocolError
 from channels.units import Msat, ShortChannelId, UnixTime
@@ -191,6 +191,14 @@ class OwnGossip:
             now=now,
             before=before,
         )
+
+    def newest_update(self, channel: Channel) -> bytes:
+        """Our terms for a channel as a failure message carries them (BOLT 4); empty if unsaid."""
+        scid, public = channel.state.short_channel_id, self._public(channel)
+        update = None if scid is None else self._private.get(scid)
+        if public is not None:
+            update = public.updates[direction_of(self._node.node_id, channel.state.peer_id)]
+        return b"" if update is None else encode(update)
 
     def _disabled(self, channel: Channel, now: UnixTime) -> bool:
         index = channel.state.index

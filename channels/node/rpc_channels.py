@@ -290,6 +290,7 @@ class ChannelMethods:
 
     def _describe(self, channel: Channel) -> dict[str, Any]:
         state, peer = channel.state, channel.state.peer
+        policy = self._node.policies.of(channel)
         connected = state.peer_id in self._node.connections.peers
         entry: dict[str, Any] = {
             "peer_id": state.peer_id.hex(),
@@ -305,8 +306,8 @@ class ChannelMethods:
             "private": not state.announce,
             "total_msat": msat(state.funding_satoshis),
             "to_us_msat": state.log.local_msat,
-            "fee_base_msat": 1,
-            "fee_proportional_millionths": 10,
+            "fee_base_msat": policy.fee_base_msat,
+            "fee_proportional_millionths": policy.fee_proportional_millionths,
             "dust_limit_msat": msat(state.local.dust_limit_satoshis),
             "their_max_htlc_value_in_flight_msat": peer.max_htlc_value_in_flight_msat,
             "our_max_htlc_value_in_flight_msat": state.local.max_htlc_value_in_flight_msat,

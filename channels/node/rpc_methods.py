@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from channels.node.rpc_chain import ChainMethods
 from channels.node.rpc_channels import ChannelMethods
 from channels.node.rpc_closes import CloseMethods
+from channels.node.rpc_forwards import ForwardMethods
 from channels.node.rpc_gossip import GossipMethods
 from channels.node.rpc_payments import PaymentMethods
 from channels.node.rpc_server import Arguments, Call, Command
@@ -29,6 +30,7 @@ def commands(node: Node, stop: Callable[[], None]) -> tuple[Command, ...]:
         *ChannelMethods(node, chain).commands(),
         *CloseMethods(node).commands(),
         *PaymentMethods(node).commands(),
+        *ForwardMethods(node).commands(),
         *GossipMethods(node).commands(),
         Command("stop", (), stop_node, "Stop the node."),
     )

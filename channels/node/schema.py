@@ -166,3 +166,47 @@ def m007_routes(db: Database) -> None:
     # An attempt's hops were the payee's id alone; now each is an id, a short_channel_id, an amount
     # and a delay (attempts.encode_route). What an old one lacks is only of use to statistics.
     db.execute("UPDATE attempts SET hops = hops || zeroblob(20) WHERE length(hops) = 33")
+    db.execute(
+        """
+        CREATE TABLE forwards (
+            created_index INTEGER PRIMARY KEY AUTOINCREMENT,
+            updated_index INTEGER,
+            in_channel_index INTEGER NOT NULL,
+            in_htlc_id INTEGER NOT NULL,
+            in_channel INTEGER NOT NULL,
+            in_msat INTEGER NOT NULL,
+            payment_hash BLOB NOT NULL,
+            shared_secret BLOB NOT NULL,
+            out_channel INTEGER,
+            out_channel_index INTEGER,
+            out_htlc_id INTEGER,
+            out_msat INTEGER,
+            status TEXT NOT NULL CHECK (status IN ('offered', 'settled', 'failed', 'local_failed')),
+            failcode INTEGER,
+            preimage BLOB,
+            received_time INTEGER NOT NULL,
+            resolved_time INTEGER,
+            UNIQUE (in_channel_index, in_htlc_id),
+            UNIQUE (out_channel_index, out_htlc_id),
+            CHECK ((status = 'settled') = (preimage IS NOT NULL)),
+            CHECK (status = 'local_failed' OR out_channel_index IS NOT NULL)
+        ) STRICT
+        """
+    )
+    onion: dict[str, Any] = {
+        "shared_secret": bytes,
+        "channel_index": int,
+        "htlc_id": int,
+        "cltv_expiry": int,
+    }
+    strict_table(db, "onions", onion, "shared_secret")
+    db.execute("CREATE INDEX onions_to_forget ON onions (cltv_expiry)")
+    policy: dict[str, Any] = {
+        "channel_index": int,
+        "fee_base_msat": int,
+        "fee_proportional_millionths": int,
+        "cltv_expiry_delta": int,
+        "htlc_minimum_msat": int,
+        "htlc_maximum_msat": int,
+    }
+    strict_table(db, "policies", policy, "channel_index")

@@ -16,6 +16,7 @@ from typing import Self
 from channels import database
 from channels.node.schema import node_schema
 from channels.node.store_coins import BlockRow, CoinTables, UtxoRow
+from channels.node.store_forwards import ForwardRow, ForwardTables
 from channels.node.store_gossip import GossipTables
 from channels.node.store_invoices import InvoiceRow, InvoiceTable
 from channels.node.store_onchain import ClaimRow, OnchainTables
@@ -27,6 +28,7 @@ __all__ = [
     "BlockRow",
     "ChannelRow",
     "ClaimRow",
+    "ForwardRow",
     "InvoiceRow",
     "PaymentRow",
     "PeerRow",
@@ -52,7 +54,7 @@ class ChannelRow:
     state: bytes
 
 
-class Store(InvoiceTable, PaymentTables, CoinTables, OnchainTables, GossipTables):
+class Store(InvoiceTable, PaymentTables, ForwardTables, CoinTables, OnchainTables, GossipTables):
     """Opens (creating or upgrading) the file at `path` and holds it alone until `close()`.
 
     Raises `UserError`: "store-in-use" when another process has it, "store-too-new" when a later

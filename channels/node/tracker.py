@@ -155,6 +155,7 @@ class Tracker:
                 self._funded(channel, transaction, block.height, position)
         node.onchain.connect(block.height, transactions)
         node.gossip.block_connected(block.height, transactions)
+        node.store.forget_onions(block.height)
         for channel in list(node.channels.values()):
             self.check_depth(channel)
             node.carry_out(channel, channel.new_height(block.height))

@@ -16,8 +16,9 @@ from typing import Any
 from channels.bolt import invoice as bolt11
 from channels.bolt.channel import Channel
 from channels.bolt.commitment import ChannelType
-from channels.bolt.effects import HtlcReceived
+from channels.bolt.effects import Effect, HtlcReceived
 from channels.bolt.onchain import own_commitment
+from channels.bolt.onion import Peeled
 from channels.bolt.transactions import OutPoint, Transaction, TxOut
 from channels.node import seed
 from channels.node.chain import Bitcoind
@@ -91,15 +92,15 @@ class Party:
             *(REGTEST, self.store, wallet, self._rpc, self.path.parent, self.name),
             lambda _: self.dead.set(),
         )
-        resolve = self.node.invoices.resolve
+        receive = self.node.invoices.receive
 
-        def hold(channel: Channel, htlc: HtlcReceived) -> None:
-            if self.holding:
-                self.held.append(htlc)
-            else:
-                resolve(channel, htlc)
+        def hold(channel: Channel, htlc: HtlcReceived, peeled: Peeled) -> list[Effect]:
+            if not self.holding:
+                return receive(channel, htlc, peeled)
+            self.held.append(htlc)
+            return []
 
-        self.node.invoices.resolve = hold  # type: ignore[method-assign]  # to keep HTLCs in flight
+        self.node.invoices.receive = hold  # type: ignore[method-assign]  # to keep HTLCs in flight
         if self.feerate is not None:
             self.set_feerate(self.feerate)
         if self.alone:

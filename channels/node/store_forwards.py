@@ -1,0 +1,160 @@
+"""HTLCs that this node forwards, the onions that it has seen, and its terms for each channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from channels.bolt.policy import Policy
+from channels.node.tables import Tables, counted
+from channels.units import BlockHeight, Msat, ShortChannelId, UnixTime
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRow:
+    """An incoming HTLC and the outgoing one that it has become, with lightningd's statuses.
+
+    `out_htlc_id` is None when nothing was offered (local_failed). The shared secret wraps the
+    error that may come back.
+    """
+
+    created_index: int
+    updated_index: int | None
+    in_channel_index: int
+    in_htlc_id: int
+    in_channel: ShortChannelId
+    in_msat: Msat
+    payment_hash: bytes
+    shared_secret: bytes = field(repr=False)
+    out_channel: ShortChannelId | None
+    out_channel_index: int | None
+    out_htlc_id: int | None
+    out_msat: Msat | None
+    status: str
+    failcode: int | None
+    preimage: bytes | None = field(repr=False)
+    received_time: UnixTime
+    resolved_time: UnixTime | None
+
+
+_FORWARD = (
+    "SELECT created_index, updated_index, in_channel_index, in_htlc_id, in_channel, in_msat,"
+    " payment_hash, shared_secret, out_channel, out_channel_index, out_htlc_id, out_msat, status,"
+    " failcode, preimage, received_time, resolved_time FROM forwards "
+)
+
+
+def _forward(row: tuple[Any, ...]) -> ForwardRow:
+    values = list(row)
+    for column in (4, 8):
+        if values[column] is not None:
+            values[column] = ShortChannelId(values[column])
+    return ForwardRow(*values)
+
+
+class ForwardTables(Tables):
+    """Part of `Store`."""
+
+    def add_forward(
+        self,
+        *,
+        in_channel_index: int,
+        in_htlc_id: int,
+        in_channel: ShortChannelId,
+        in_msat: Msat,
+        payment_hash: bytes,
+        shared_secret: bytes,
+        now: UnixTime,
+        status: str = "offered",
+        out_channel: ShortChannelId | None = None,
+        out_channel_index: int | None = None,
+        out_htlc_id: int | None = None,
+        out_msat: Msat | None = None,
+        failcode: int | None = None,
+    ) -> None:
+        resolved = None if status == "offered" else now
+        self._db.execute(
+            "INSERT INTO forwards (in_channel_index, in_htlc_id, in_channel, in_msat, payment_hash,"
+            " shared_secret, out_channel, out_channel_index, out_htlc_id, out_msat, status,"
+            " failcode, received_time, resolved_time)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(in_channel_index, in_htlc_id, int(in_channel), in_msat, payment_hash),
+                *(shared_secret, None if out_channel is None else int(out_channel)),
+                *(out_channel_index, out_htlc_id, out_msat, status, failcode, now, resolved),
+            ),
+        )
+
+    def forward_by_incoming(self, channel_index: int, htlc_id: int) -> ForwardRow | None:
+        return self._one_forward("in_channel_index = ? AND in_htlc_id = ?", channel_index, htlc_id)
+
+    def forward_by_outgoing(self, channel_index: int, htlc_id: int) -> ForwardRow | None:
+        where = "out_channel_index = ? AND out_htlc_id = ?"
+        return self._one_forward(where, channel_index, htlc_id)
+
+    def finish_forward(
+        self,
+        created_index: int,
+        status: str,
+        now: UnixTime,
+        *,
+        preimage: bytes | None = None,
+        failcode: int | None = None,
+    ) -> None:
+        """Settle or fail one that is offered; one that has ended stays as it is."""
+        self._db.execute(
+            "UPDATE forwards SET status = ?, resolved_time = ?, preimage = ?, failcode = ?,"
+            " updated_index = ? WHERE created_index = ? AND status = 'offered'",
+            (
+                *(status, now, preimage, failcode, counted(self._db, "forward_updated")),
+                created_index,
+            ),
+        )
+
+    def list_forwards(self) -> list[ForwardRow]:
+        """All, in the order they came."""
+        return [_forward(r) for r in self._db.execute(_FORWARD + "ORDER BY created_index")]
+
+    def _one_forward(self, where: str, *values: int) -> ForwardRow | None:
+        row = self._db.execute(f"{_FORWARD} WHERE {where}", values).fetchone()
+        return None if row is None else _forward(row)
+
+    # --- onions --------------------------------------------------------------------------------
+
+    def note_onion(
+        self, shared_secret: bytes, channel_index: int, htlc_id: int, cltv_expiry: int
+    ) -> bool:
+        """Remember an onion until its HTLC expires; False when another HTLC had it before."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO onions VALUES (?, ?, ?, ?)",
+            (shared_secret, channel_index, htlc_id, cltv_expiry),
+        )
+        owner = self._db.execute(
+            "SELECT channel_index, htlc_id FROM onions WHERE shared_secret = ?", (shared_secret,)
+        ).fetchone()
+        return bool(owner == (channel_index, htlc_id))
+
+    def forget_onions(self, height: BlockHeight) -> None:
+        """Those of HTLCs that have expired: nobody accepts them again."""
+        self._db.execute("DELETE FROM onions WHERE cltv_expiry <= ?", (height,))
+
+    # --- terms ---------------------------------------------------------------------------------
+
+    def save_policy(self, channel_index: int, policy: Policy) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO policies VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                *(channel_index, policy.fee_base_msat, policy.fee_proportional_millionths),
+                *(policy.cltv_expiry_delta, policy.htlc_minimum_msat),
+                # An integer of SQLite has 63 bits.
+                min(policy.htlc_maximum_msat, (1 << 63) - 1),
+            ),
+        )
+
+    def load_policies(self) -> dict[int, Policy]:
+        """Those that were set, by channel index."""
+        rows = self._db.execute(
+            "SELECT channel_index, fee_base_msat, fee_proportional_millionths, cltv_expiry_delta,"
+            " htlc_minimum_msat, htlc_maximum_msat FROM policies"
+        )
+        return {index: Policy(*policy) for index, *policy in rows}
