@@ -1,4 +1,4 @@
-"""The node's one HTTP server: peers, the API, its description, metrics and events."""
+"""The node's one HTTP server: peers, the API, its description, metrics, events and the explorer."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sidechain.handlers import Call, Handlers
 from sidechain.light_handlers import LightHandlers
 from sidechain.metrics import CONTENT_TYPE, Metrics
 from sidechain.openapi import ENDPOINTS, PREFIX, Endpoint
+from sidechain.pages.explorer import Explorer
 from sidechain.reasons import Rejection
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def application(
             handle = _handler(endpoint, getattr(handlers, endpoint.operation))
             app.router.add_route(endpoint.method, PREFIX + endpoint.path, handle)
     app.router.add_routes(routes)
+    app.router.add_routes(Explorer(handlers).routes())
     return app
 
 
