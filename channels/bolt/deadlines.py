@@ -4,7 +4,7 @@ Selection")."""
 from __future__ import annotations
 
 from channels.bolt.channel_state import Core, State
-from channels.bolt.htlcs import LiveHtlc, View
+from channels.bolt.htlcs import LiveHtlc, Stage, View
 from channels.errors import LocalProtocolError
 from channels.units import BlockHeight
 
@@ -22,7 +22,10 @@ def overdue(core: Core, height: BlockHeight) -> LocalProtocolError | None:
     if core.state.state not in _OPEN:
         return None
     for htlc in core.state.log.htlcs:
-        if not _committed(htlc):
+        # A peer that is there and does not let us commit to an HTLC is no better than one that
+        # does not let go of it: who waits upstream has as little time (BOLT 2).
+        stuck = htlc.ours and htlc.added is Stage.PROPOSED and core.reestablished
+        if not (stuck or _committed(htlc)):
             continue
         if htlc.ours and height >= htlc.cltv_expiry + GRACE:
             return LocalProtocolError(

@@ -33,6 +33,18 @@ def test_an_offered_htlc_that_is_not_given_back_in_time() -> None:
     assert failure(pair.alice, EXPIRY + GRACE + 1) is None, "once is enough"
 
 
+def test_a_peer_that_is_there_and_never_revokes() -> None:
+    pair = Pair().confirm()
+    pair.offer(pair.alice, 1, Msat(5_000_000), EXPIRY + 100)
+    pair.alice.commit()
+    # Bob does not answer, so this one waits for its turn.
+    pair.offer(pair.alice, 2, Msat(1_000_000), EXPIRY)
+    pair.alice.commit()
+    assert failure(pair.alice, EXPIRY + GRACE - 1) is None
+    assert failure(pair.alice, EXPIRY + GRACE) == "htlc-timed-out"
+    assert not pair.alice.failed, "what becomes of the HTLCs is for the chain to say"
+
+
 def test_a_fulfilled_htlc_that_is_not_settled_in_time() -> None:
     pair = offered()
     deadline = EXPIRY - POLICY.fulfillment_deadline
