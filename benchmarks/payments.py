@@ -1,9 +1,10 @@
-"""Payments per second between two embedded nodes on disk: `python -m benchmarks.payments`.
+"""Payments per second between embedded nodes on disk: `python -m benchmarks.payments`.
 
-One channel, two processes, a real bitcoind; one fixed-amount invoice per payment, made before the
-clock starts. Beside it runs what bounds a node that may answer only after its state is on disk:
-4 KiB appended and synced, one after the other, on the same disk. `per fsync` is the ratio of both
-rates; above 1, payments share syncs.
+payer - hub - payee, three processes and a real bitcoind: the payer pays the hub, over one hop, then
+the payee, over two. One fixed-amount invoice per payment, made before the clock starts. Beside it
+runs what bounds a node that may answer only after its state is on disk: 4 KiB appended and synced,
+one after the other, on the same disk. `per fsync` is the ratio of both rates; above 1, payments
+share syncs.
 """
 
 from __future__ import annotations
@@ -44,16 +45,24 @@ def fsyncs_per_second(directory: Path) -> float:
         return count / (time.perf_counter() - start)
 
 
-async def open_channel(network: Network, payer: Lightning, payee: Lightning) -> None:
-    port = network.node("payee").port
-    payee_id = (await payee.getinfo()).id
-    await payer.connect(payee_id, "127.0.0.1", port)
-    await payer.fundchannel(payee_id, CHANNEL)
+async def open_channel(network: Network, opener: Lightning, peer: Lightning, port: int) -> None:
+    peer_id = (await peer.getinfo()).id
+    await opener.connect(peer_id, "127.0.0.1", port)
+    await opener.fundchannel(peer_id, CHANNEL)
     await network.mine(1)
-    for node in (payer, payee):
+    for node in (opener, peer):
         # There is no event to wait for: the node is asked again.
-        while (await node.listpeerchannels())[0].state != "CHANNELD_NORMAL":  # noqa: ASYNC110
+        while any(  # noqa: ASYNC110
+            channel.state != "CHANNELD_NORMAL" for channel in await node.listpeerchannels()
+        ):
             await asyncio.sleep(0.05)
+
+
+async def until_public(network: Network, payer: Lightning) -> None:
+    """Wait until the payer knows both channels, in both directions."""
+    await network.mine(6)
+    while len((await payer.call("listchannels"))["channels"]) < 4:  # noqa: ASYNC110  # as above
+        await asyncio.sleep(0.05)
 
 
 async def xpay(rpc_file: Path, bolt11: str) -> None:
@@ -91,20 +100,28 @@ async def payments_per_second(
 async def measure(directory: Path, payments: int) -> Table:
     settings = load_settings()
     network = Network(directory, settings.cache, settings.bitcoind)
-    table = Table("concurrency", "payments/s", "fsyncs/s", "payments per fsync")
+    table = Table("hops", "concurrency", "payments/s", "fsyncs/s", "payments per fsync")
     try:
-        await network.up(["payer", "payee"], Sat(CHANNEL + 100_000))
+        await network.up(["payer", "hub", "payee"], Sat(CHANNEL + 100_000))
         async with (
             Lightning(network.node("payer").rpc_file) as payer,
+            Lightning(network.node("hub").rpc_file) as hub,
             Lightning(network.node("payee").rpc_file) as payee,
         ):
-            await open_channel(network, payer, payee)
-            for concurrency in CONCURRENCY:
-                baseline = fsyncs_per_second(directory)
-                rate = await payments_per_second(payer, payee, payments, concurrency)
-                table.add_row(
-                    str(concurrency), f"{rate:.0f}", f"{baseline:.0f}", f"{rate / baseline:.2f}"
-                )
+            await open_channel(network, payer, hub, network.node("hub").port)
+            await open_channel(network, hub, payee, network.node("payee").port)
+            await until_public(network, payer)
+            for hops, payee_of_it in ((1, hub), (2, payee)):
+                for concurrency in CONCURRENCY:
+                    baseline = fsyncs_per_second(directory)
+                    rate = await payments_per_second(payer, payee_of_it, payments, concurrency)
+                    table.add_row(
+                        str(hops),
+                        str(concurrency),
+                        f"{rate:.0f}",
+                        f"{baseline:.0f}",
+                        f"{rate / baseline:.2f}",
+                    )
     finally:
         await network.down()
     return table
