@@ -77,7 +77,8 @@ class HtlcFailed:
 
     `reason` is the onion-encrypted error (BOLT 4); for update_fail_malformed_htlc it is empty and
     `malformed` holds (failure_code, sha256_of_onion). When the chain gave it back, `on_chain`, the
-    peer said nothing: a forwarder answers permanent_channel_failure (BOLT 5).
+    peer said nothing: a forwarder answers permanent_channel_failure (BOLT 5). One that is `unsent`
+    was never signed when the connection dropped, and its id will be that of another.
     """
 
     id: int
@@ -85,6 +86,7 @@ class HtlcFailed:
     reason: bytes
     malformed: tuple[int, bytes] | None = None
     on_chain: bool = False
+    unsent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,10 +204,18 @@ class UpdateLog(msgspec.Struct, kw_only=True):
             self.htlcs = [h for h in self.htlcs if h.removed is not Stage.DONE]
         return gone
 
-    def forget_uncommitted(self) -> None:
-        """The connection dropped: reverse what the peer proposed and did not sign (BOLT 2)."""
-        kept = []
+    def forget_uncommitted(self) -> list[LiveHtlc]:
+        """The connection dropped: reverse what the peer proposed and did not sign (BOLT 2).
+
+        Gives the HTLCs that we proposed and did not sign, which are gone too: the peer forgets
+        them, and whoever paid should not wait for it. Their ids will be used again.
+        """
+        kept, gone = [], []
         for htlc in self.htlcs:
+            if htlc.ours and htlc.added is Stage.PROPOSED:
+                self.next_local_id = min(self.next_local_id, htlc.id)
+                gone.append(htlc)
+                continue
             if not htlc.ours and htlc.added is Stage.PROPOSED:
                 self.next_remote_id = min(self.next_remote_id, htlc.id)
                 continue
@@ -219,6 +227,7 @@ class UpdateLog(msgspec.Struct, kw_only=True):
         self.htlcs = kept
         if not self.opener:
             self.fees = [f for f in self.fees if f.stage is not Stage.PROPOSED]
+        return gone
 
     def _stages(self) -> list[tuple[bool, Stage]]:
         stages = [(h.ours, h.added) for h in self.htlcs]

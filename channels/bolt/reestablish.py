@@ -5,7 +5,7 @@ from __future__ import annotations
 from channels.bolt import keys, mutual_close
 from channels.bolt.channel_commitments import local_point, local_secret
 from channels.bolt.channel_state import Core, State
-from channels.bolt.effects import ChannelFailed, Effect, Persist, Send
+from channels.bolt.effects import ChannelFailed, Effect, HtlcFailed, Persist, Send
 from channels.bolt.messages import ChannelReestablish, Error, Message, decode
 from channels.bolt.opening import ready_message
 from channels.bolt.updates import proposals, revocation
@@ -13,10 +13,14 @@ from channels.errors import RemoteProtocolError
 
 
 def disconnected(core: Core) -> list[Effect]:
-    """The connection is gone: reverse what the peer proposed and never signed."""
+    """The connection is gone: reverse what either side proposed and never signed."""
     core.connected = core.reestablished = False
-    core.state.log.forget_uncommitted()
-    return [Persist()]
+    return _forget_uncommitted(core)
+
+
+def _forget_uncommitted(core: Core) -> list[Effect]:
+    gone = core.state.log.forget_uncommitted()
+    return [Persist(), *(HtlcFailed(h.id, h.payment_hash, b"", unsent=True) for h in gone)]
 
 
 def connected(core: Core) -> list[Effect]:
@@ -24,14 +28,15 @@ def connected(core: Core) -> list[Effect]:
     core.connected, core.reestablished = True, False
     state = core.state
     # After a crash nobody has called `disconnected`.
-    state.log.forget_uncommitted()
+    effects = _forget_uncommitted(core)
     if state.failure is not None:
-        return []  # `retransmit_error` when the peer speaks of it
+        return effects  # `retransmit_error` when the peer speaks of it
     secret = bytes(32)
     if state.remote_revoked > 0:
         revoked = keys.RevokedSecrets.from_list(state.revoked_secrets)
         secret = revoked.secret(keys.FIRST_INDEX - (state.remote_revoked - 1)) or secret
     return [
+        *effects,
         Send(
             ChannelReestablish(
                 channel_id=state.channel_id,
@@ -40,7 +45,7 @@ def connected(core: Core) -> list[Effect]:
                 your_last_per_commitment_secret=secret,
                 my_current_per_commitment_point=local_point(core, state.local_number),
             )
-        )
+        ),
     ]
 
 

@@ -127,6 +127,8 @@ def read_fault(attempt: AttemptRow, effect: HtlcFailed) -> Fault:
     route = decode_route(attempt.hops)
     if effect.on_chain:
         return Fault(None, None, "The HTLC timed out on chain")
+    if effect.unsent:
+        return Fault(None, None, "The peer disconnected before it had the HTLC")
     if effect.malformed is not None:
         code = effect.malformed[0]
         return Fault(None, None, f"The peer could not read our onion (failure_code {code:#x})")

@@ -189,6 +189,9 @@ class Forwards:
             # BOLT 2: the next peer could not read the onion; what it said is passed on as an error.
             code, sha256_of_onion = effect.malformed
             failure = Failure(code, sha256_of_onion)
+        elif effect.unsent:
+            node.store.free_forward_htlc(row.created_index)
+            failure = Failure.of(FailureCode.TEMPORARY_CHANNEL_FAILURE, channel_update=b"")
         node.store.finish_forward(
             row.created_index,
             "failed",

@@ -111,6 +111,8 @@ class Node:
         self.tracker.start()
         await self.connections.start(host, port)
         for channel in self.channels.values():
+            if channel.state.state not in (*ON_CHAIN, State.CLOSED):
+                self.carry_out(channel, channel.disconnected())
             # What was committed before the restart and not resolved is resolved now.
             self.carry_out(channel, channel.unresolved())
 

@@ -282,13 +282,17 @@ class Payments:
             failure_code=int(code),
             failure_message=fault.sentence,
         )
+        if effect.unsent:
+            node.store.free_attempt_htlc(attempt.id)
         self._learn(attempt, fault, effect)
         self._go_on(attempt, fault, RpcMethodError(code, fault.sentence), effect)
 
     def _learn(self, attempt: AttemptRow, fault: Fault, effect: HtlcFailed) -> None:
         node, now = self._node, self._node.now()
         route = decode_route(attempt.hops)
-        if effect.malformed is not None or effect.on_chain:
+        if effect.unsent:
+            self.learned.release(node.node_id, route)
+        elif effect.malformed is not None or effect.on_chain:
             # Our own peer: no hop of the route has said anything.
             self.learned.release(node.node_id, route)
             first = next(directed_channels(node.node_id, route))
@@ -308,7 +312,7 @@ class Payments:
         pending = node.store.attempts(payment_hash, "pending")
         if goal is not None and goal.give_up is None:
             goal.last_fault = fault.sentence
-            if effect.on_chain or not self._may_retry(goal, attempt, fault):
+            if effect.on_chain or not self._may_retry(goal, attempt, fault, effect):
                 goal.give_up = error
             else:
                 try:
@@ -321,10 +325,10 @@ class Payments:
         node.store.fail_payment(payment_hash, int(why.code), str(why), node.now())
         node.turn.after(lambda: self._tell(payment_hash))
 
-    def _may_retry(self, goal: Goal, attempt: AttemptRow, fault: Fault) -> bool:
+    def _may_retry(self, goal: Goal, attempt: AttemptRow, fault: Fault, effect: HtlcFailed) -> bool:
         if asyncio.get_running_loop().time() > goal.deadline or goal.next_partid >= MAX_ATTEMPTS:
             return False
-        if fault.failure is None and fault.at is None:
+        if fault.failure is None and effect.reason:
             # An error that nobody can read teaches nothing about a channel with the payee itself.
             return len(decode_route(attempt.hops)) > 1
         # The payee is asked once, unless it lacked parts that failed on their way.

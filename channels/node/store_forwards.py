@@ -111,6 +111,12 @@ class ForwardTables(Tables):
             ),
         )
 
+    def free_forward_htlc(self, created_index: int) -> None:
+        """The outgoing HTLC was never signed: its id will be that of another."""
+        self._db.execute(
+            "UPDATE forwards SET out_htlc_id = NULL WHERE created_index = ?", (created_index,)
+        )
+
     def list_forwards(self) -> list[ForwardRow]:
         """All, in the order they came."""
         return [_forward(r) for r in self._db.execute(_FORWARD + "ORDER BY created_index")]

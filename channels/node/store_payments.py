@@ -174,6 +174,10 @@ class PaymentTables(Tables):
     def set_attempt_htlc(self, attempt_id: int, htlc_id: int) -> None:
         self._db.execute("UPDATE attempts SET htlc_id = ? WHERE id = ?", (htlc_id, attempt_id))
 
+    def free_attempt_htlc(self, attempt_id: int) -> None:
+        """The HTLC was never signed: its id will be that of another."""
+        self._db.execute("UPDATE attempts SET htlc_id = NULL WHERE id = ?", (attempt_id,))
+
     def attempt_by_htlc(self, channel_index: int, htlc_id: int) -> AttemptRow | None:
         return self._one_attempt("WHERE channel_index = ? AND htlc_id = ?", channel_index, htlc_id)
 

@@ -83,6 +83,9 @@ class Side:
                 case HtlcFulfilled(htlc_id, _, preimage):
                     self.fulfilled[htlc_id] = preimage
                 case HtlcFailed():
+                    if effect.unsent:
+                        assert effect.id not in self.fulfilled, "it never left"
+                        continue  # its id will be that of another
                     self.failed[effect.id] = effect
                 case MutualClose(transaction):
                     self.closing = transaction
