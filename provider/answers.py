@@ -259,7 +259,7 @@ class Answers:
     def _count(self, answer: Answer, tokens: int) -> None:
         if answer.completion_tokens == 0:
             self._metrics.input_tokens.inc(answer.prompt_tokens)
-        self._metrics.output_tokens.inc(tokens)
+        self._metrics.delivered(tokens)
 
     async def _hold_input(self, answer: Answer, write: Write) -> Answer:
         """Take the price of the input before the engine sees it."""

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from aiohttp import hdrs, web
@@ -24,13 +24,16 @@ from channels.http import l402, scheme
 from channels.http.scheme import Credential, Problem
 from channels.lightning import LightningError, LightningUnreachable
 from channels.units import Sat, sat_ceil
-from provider import api
+from provider import api, cashier, liquidity
 from provider.answers import Answers, TopupTimeout, Work, last_event, read_work
 from provider.api import ApiError
-from provider.cashier import Cashier, Node, headers
+from provider.cashier import Cashier, headers
+from provider.dashboard import Watch
 from provider.gate import Gate, Ticket
 from provider.ledger import Ledger
+from provider.liquidity import Channels
 from provider.metrics import CONTENT_TYPE, Metrics
+from provider.pages.site import DashboardSite
 from provider.serving import Models
 from provider.sessions import Kind, Phase
 from provider.settings import Keys, ProviderSettings
@@ -44,6 +47,10 @@ SHUTDOWN: Final = 5.0
 ADDRESSES: Final = 10_000
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Node(cashier.Node, liquidity.Node, Protocol):
+    """What is used of channels.lightning.Lightning."""
 
 
 class Provider:
@@ -68,7 +75,7 @@ class Provider:
     ) -> None:
         self.settings = settings
         self.models = models
-        self.metrics = Metrics(ledger)
+        self.metrics = Metrics(ledger, desk)
         self.desk = desk
         self.cashier = Cashier(ledger, node, keys, settings, network, clock, desk)
         book = None if desk is None else desk.book
@@ -77,6 +84,18 @@ class Provider:
         self._about = dict(about or {}) | {"network": network}
         self._rate = RateLimit(settings.offers_per_minute)
         self._sharing = sharing
+        self._channels = Channels(node)
+        self.watch = Watch(
+            ledger,
+            models,
+            self.metrics,
+            self._channels,
+            settings.capacity,
+            self._about,
+            self._known,
+            desk,
+            clock,
+        )
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=api.MAX_BODY, middlewares=[self._errors])
@@ -91,6 +110,7 @@ class Provider:
         for path, kind in (("/v1/chat/completions", "chat"), ("/v1/completions", "text")):
             for method in (hdrs.METH_POST, hdrs.METH_GET):
                 app.router.add_route(method, path, self._completions(kind))
+        app.add_routes(DashboardSite(self.watch, self.settings.public_dashboard).routes())
         app.cleanup_ctx.append(self._running)
         return app
 
@@ -100,13 +120,18 @@ class Provider:
             if self.desk is not None:
                 await stack.enter_async_context(self.desk.running())
             yield
+        await self._channels.close()
         await self.cashier.stop()
         self.cashier.ledger.commit()
 
     # Free answers --------------------------------------------------------------------------------
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "models": list(self.models.current)})
+        """For whoever decides whether to send requests here: 503 where nothing can be sold."""
+        health = await self.watch.health()
+        status = 503 if health.status == "unavailable" else 200
+        body = msgspec.json.encode(health)
+        return web.Response(body=body, status=status, content_type="application/json")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
@@ -125,14 +150,21 @@ class Provider:
         raise api.unknown_model(wanted)
 
     async def _entry(self, request: web.Request, name: str) -> api.Model:
+        entry, infohash = self._known(name), self.models.current[name].infohash
+        if infohash is None or self._sharing is None:
+            return entry
+        magnet = await self._sharing.magnet(infohash, request.url.origin())
+        return msgspec.structs.replace(entry, magnet=str(magnet))
+
+    def _known(self, name: str) -> api.Model:
+        """An entry without its magnet link, which says where it was asked for."""
         served = self.models.current[name]
         entry = api.Model.of(name, served.price, served.engine.context_length, served.created)
         if self.desk is not None:
             entry = msgspec.structs.replace(entry, sidechain=self.desk.standing(served))
-        if served.infohash is None or self._sharing is None:
-            return entry
-        magnet = await self._sharing.magnet(served.infohash, request.url.origin())
-        return msgspec.structs.replace(entry, infohash=served.infohash.hex(), magnet=str(magnet))
+        if served.infohash is not None and self._sharing is not None:
+            entry = msgspec.structs.replace(entry, infohash=served.infohash.hex())
+        return entry
 
     # Paid answers --------------------------------------------------------------------------------
 

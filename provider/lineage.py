@@ -47,6 +47,7 @@ class FollowedLineage:
         self._newer = newer
         self._backings: dict[Weights, Backing] = {}
         self._versions: dict[bytes, Version] = {}
+        self.trouble: str | None = None
 
     def backing(self, model: bytes | None, weights_root: bytes | None) -> Backing | None:
         return self._backings.get((model, weights_root))
@@ -90,7 +91,9 @@ class FollowedLineage:
     async def _look_or_say(self) -> None:
         try:
             await self.look()
+            self.trouble = None
         except OdaError as error:
+            self.trouble = f"The sidechain can't be followed: {error}"
             # Shares go on under what was known, which is what challenges say.
             log.warning("The sidechain can't be followed: %s", error)
 

@@ -42,6 +42,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     trainer_ppm, producers_ppm: what is passed on, in millionths of what is spent.
     settle_seconds, settle_sat: shares are paid at the latest so long after the last time, or when
         one payee is owed so much. smallest_share_msat: less is carried over.
+    public_dashboard: the dashboard is shown to others than this machine too.
     """
 
     host: str = "127.0.0.1"
@@ -74,6 +75,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     settle_seconds: int = 600
     settle_sat: int = 1000
     smallest_share_msat: int = 1000
+    public_dashboard: bool = False
 
     def check(self) -> None:
         """Raises UserError for what can't be served."""

@@ -34,6 +34,9 @@ class Backing:
 class Lineage(Protocol):
     """The sidechain, as far as a provider asks it before it serves."""
 
+    trouble: str | None
+    """Why it can't be followed now."""
+
     def backing(self, model: bytes | None, weights_root: bytes | None) -> Backing | None:
         """As of now; None while nothing is known. Must not block."""
 

@@ -7,6 +7,7 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
@@ -25,6 +26,15 @@ from provider.statements import Signer, Statements
 
 class Node(Payer, Signer, Protocol):
     """What is used of channels.lightning.Lightning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """height: of the block by which shares are counted now, where one is known. trouble: why the
+    chain can't be followed."""
+
+    height: int | None
+    trouble: str | None
 
 
 class ShareDesk:
@@ -66,6 +76,11 @@ class ShareDesk:
             None if version is None else version.trainer.hex(),
             None if version is None else version.height,
         )
+
+    def following(self) -> Following:
+        backings = [self.book.current(served) for served in self._models.current.values()]
+        heights = [each.provenance.height for each in backings if each is not None]
+        return Following(max(heights, default=None), self._lineage.trouble)
 
     def sent(self, session: bytes, backing: Backing) -> None:
         """A challenge that says so goes to a session."""

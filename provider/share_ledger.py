@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from channels.http.session import Provenance
 from channels.sum_tree import Leaf
@@ -71,6 +71,11 @@ class ShareLedger:
             (session,),
         )
         return [_period(row) for row in rows]
+
+    def all_periods(self) -> dict[tuple[bytes, int], Period]:
+        """By session and number."""
+        rows = self._rows(f"SELECT session, number, {_PERIOD}, spent FROM periods", ())  # noqa: S608  # names of ours
+        return {(row["session"], row["number"]): _period(row) for row in rows}
 
     def unsettled(self) -> list[bytes]:
         """Sessions that spent something since all that they owed was in batches."""
@@ -178,6 +183,23 @@ class ShareLedger:
         ):
             sums.setdefault(row["payee"], {})[row["status"]] = int(row["amount"])
         return sums
+
+    def roles(self) -> dict[bytes, tuple[Literal["trainer", "producer"], ...]]:
+        """By key: as what it was ever owed."""
+        trainers = {row[0] for row in self._rows("SELECT DISTINCT trainer FROM periods", ())}
+        producers = {
+            row[0]
+            for row in self._rows(
+                "SELECT last_producer FROM periods UNION SELECT accepting_producer FROM periods", ()
+            )
+        }
+        return {
+            key: (
+                *(("trainer",) if key in trainers else ()),
+                *(("producer",) if key in producers else ()),
+            )
+            for key in (trainers | producers) - {None}
+        }
 
     def _rows(self, sql: str, values: Iterable[Any]) -> list[sqlite3.Row]:
         return self.ledger.read(sql, tuple(values))

@@ -16,6 +16,7 @@ from sidechain.pages.values import (
     when,
     whole,
 )
+from torrent.magnet import Peer
 
 
 def payees(found: api.Payees, offset: int, limit: int) -> Page:
@@ -74,7 +75,7 @@ def peers(found: api.Peers) -> Page:
         Row(
             f"{each.host} {each.port}",
             (
-                el("code", f"{each.host}:{each.port}"),
+                el("code", str(Peer(each.host, each.port))),
                 "in" if each.inbound else "out",
                 [said(each.agent, 60), [" ", badge("light", "light")] if each.light else None],
                 number(each.height),

@@ -62,6 +62,7 @@ class FakeNode:
     deaf: bool = False
     """waitanyinvoice says nothing; everything else works."""
     attempts: int = 0
+    channels: list[answers.PeerChannel] = field(default_factory=list)
     _paid: asyncio.Event = field(default_factory=asyncio.Event)
 
     def _check(self) -> None:
@@ -161,6 +162,10 @@ class FakeNode:
         if not isinstance(outcome, PaymentUnknown) or outcome.reason == "paid, but nobody knows":
             self.refunds[bolt11] = amount_msat
         return outcome or PaymentComplete("00" * 32, amount_msat)
+
+    async def listpeerchannels(self, node_id: str | None = None) -> list[answers.PeerChannel]:
+        self._check()
+        return self.channels
 
     def pay(self, text: str) -> bytes:
         """Somebody pays an invoice of this node; gives the preimage."""

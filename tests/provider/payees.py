@@ -77,6 +77,8 @@ class PayeeWorld:
 
     provenance = Provenance(7, b"\x81" * 32, b"\x61" * 32, b"\x71" * 32)
 
+    trouble: str | None = None
+
     def backing(self, model: bytes | None, weights_root: bytes | None) -> Backing | None:
         keys = [person.key for person in self.people]
         return Backing(self.provenance, Beneficiaries(keys[0], keys[1], keys[2]))
