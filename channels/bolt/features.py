@@ -52,6 +52,7 @@ OUR_INIT: frozenset[int] = frozenset(
         Feature.GOSSIP_QUERIES_EX,
         Feature.STATIC_REMOTEKEY,
         Feature.PAYMENT_SECRET,
+        Feature.BASIC_MPP,
         Feature.ANCHORS,
         Feature.SHUTDOWN_ANYSEGWIT,
         Feature.CHANNEL_TYPE,
@@ -62,8 +63,10 @@ OUR_INIT: frozenset[int] = frozenset(
 OUR_NODE: frozenset[int] = OUR_INIT
 """What our node_announcement says (BOLT 9, context N): so far nothing else than init."""
 
-OUR_INVOICE: frozenset[int] = frozenset({Feature.VAR_ONION, Feature.PAYMENT_SECRET})
-"""What our invoices require."""
+OUR_INVOICE: frozenset[int] = frozenset(
+    {Feature.VAR_ONION, Feature.PAYMENT_SECRET, Feature.BASIC_MPP + 1}
+)
+"""What our invoices require, and that they may be paid in parts."""
 
 
 def encode_bits(bits: Iterable[int]) -> bytes:

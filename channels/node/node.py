@@ -120,6 +120,7 @@ class Node:
         await self.connections.stop()
         await self.tracker.stop()
         await self.gossip.stop()
+        self.invoices.held.stop()
         await self.turn.committed()
 
     @staticmethod

@@ -10,6 +10,7 @@ from channels.node.rpc_channels import ChannelMethods
 from channels.node.rpc_closes import CloseMethods
 from channels.node.rpc_forwards import ForwardMethods
 from channels.node.rpc_gossip import GossipMethods
+from channels.node.rpc_holdinvoices import HoldMethods
 from channels.node.rpc_payments import PaymentMethods
 from channels.node.rpc_server import Arguments, Call, Command
 
@@ -31,6 +32,7 @@ def commands(node: Node, stop: Callable[[], None]) -> tuple[Command, ...]:
         *CloseMethods(node).commands(),
         *PaymentMethods(node).commands(),
         *ForwardMethods(node).commands(),
+        *HoldMethods(node).commands(),
         *GossipMethods(node).commands(),
         Command("stop", (), stop_node, "Stop the node."),
     )

@@ -210,3 +210,12 @@ def m007_routes(db: Database) -> None:
         "htlc_maximum_msat": int,
     }
     strict_table(db, "policies", policy, "channel_index")
+
+
+@node_schema()
+def m008_hold_invoices(db: Database) -> None:
+    db.execute(
+        "ALTER TABLE invoices ADD COLUMN hold TEXT CHECK (hold IN ('open', 'accepted', 'canceled'))"
+    )
+    db.execute("ALTER TABLE invoices ADD COLUMN min_final_cltv_expiry INTEGER NOT NULL DEFAULT 18")
+    db.execute("CREATE INDEX invoices_that_hold ON invoices (hold) WHERE hold IS NOT NULL")

@@ -12,7 +12,11 @@ from channels.units import Msat, UnixTime
 
 @dataclass(frozen=True, slots=True)
 class InvoiceRow:
-    """`status` is unpaid, paid or expired; the last three fields are there once it is paid."""
+    """`status` is unpaid, paid or expired; pay_index and what follows are there once it is paid.
+
+    `hold` is None, or for a hold invoice open, accepted or canceled; its preimage is empty until it
+    is settled.
+    """
 
     created_index: int
     label: str
@@ -27,11 +31,14 @@ class InvoiceRow:
     pay_index: int | None
     amount_received_msat: Msat | None
     paid_at: UnixTime | None
+    hold: str | None
+    min_final_cltv_expiry: int
 
 
 _SELECT = (
     "SELECT created_index, label, payment_hash, preimage, bolt11, description, amount_msat, status,"
-    " expires_at, updated_index, pay_index, amount_received_msat, paid_at FROM invoices "
+    " expires_at, updated_index, pay_index, amount_received_msat, paid_at, hold,"
+    " min_final_cltv_expiry FROM invoices "
 )
 
 
@@ -48,12 +55,18 @@ class InvoiceTable(Tables):
         description: str,
         amount_msat: Msat | None,
         expires_at: UnixTime,
+        hold: str | None = None,
+        min_final_cltv_expiry: int = 18,
     ) -> InvoiceRow:
         """A new unpaid invoice; the caller has made sure that label and hash are new."""
         self._db.execute(
             "INSERT INTO invoices (label, payment_hash, preimage, bolt11, description,"
-            " amount_msat, status, expires_at) VALUES (?, ?, ?, ?, ?, ?, 'unpaid', ?)",
-            (label, payment_hash, preimage, bolt11, description, amount_msat, expires_at),
+            " amount_msat, status, expires_at, hold, min_final_cltv_expiry)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'unpaid', ?, ?, ?)",
+            (
+                *(label, payment_hash, preimage, bolt11, description, amount_msat, expires_at),
+                *(hold, min_final_cltv_expiry),
+            ),
         )
         row = self.invoice_by_hash(payment_hash)
         assert row is not None
@@ -92,6 +105,17 @@ class InvoiceTable(Tables):
             (pay_index, amount, now, counted(self._db, "invoice_updated"), payment_hash),
         )
         return pay_index
+
+    def set_hold(self, payment_hash: bytes, hold: str) -> None:
+        self._db.execute(
+            "UPDATE invoices SET hold = ? WHERE payment_hash = ?", (hold, payment_hash)
+        )
+
+    def reveal_preimage(self, payment_hash: bytes, preimage: bytes) -> None:
+        """A hold invoice's preimage, when it is settled."""
+        self._db.execute(
+            "UPDATE invoices SET preimage = ? WHERE payment_hash = ?", (preimage, payment_hash)
+        )
 
     def delete_invoice(self, label: str) -> None:
         self._db.execute("DELETE FROM invoices WHERE label = ?", (label,))

@@ -156,6 +156,7 @@ class Tracker:
         node.onchain.connect(block.height, transactions)
         node.gossip.block_connected(block.height, transactions)
         node.store.forget_onions(block.height)
+        node.invoices.new_height(block.height)
         for channel in list(node.channels.values()):
             self.check_depth(channel)
             node.carry_out(channel, channel.new_height(block.height))

@@ -13,8 +13,8 @@ CORE_LIGHTNING = frozenset({0, 5, 7, 8, 11, 12, 14, 17, 19, 23, 25, 27, 35, 39, 
 
 
 def test_what_we_offer() -> None:
-    assert {1, 7, 9, 11, 13, 15, 23, 27, 45} == features.OUR_INIT
-    assert {8, 14} == features.OUR_INVOICE
+    assert {1, 7, 9, 11, 13, 15, 17, 23, 27, 45} == features.OUR_INIT
+    assert {8, 14, 17} == features.OUR_INVOICE
     # BOLT 9: both bits of a pair MUST NOT be set, and dependencies MUST be.
     assert not any(bit ^ 1 in features.OUR_INIT for bit in features.OUR_INIT)
     features.check_compatible(features.OUR_INIT)
@@ -56,9 +56,7 @@ def test_peers_we_can_live_with(bits: frozenset[int]) -> None:
     features.check_compatible(bits)
 
 
-@pytest.mark.parametrize(
-    "bit", [Feature.ROUTE_BLINDING, Feature.BASIC_MPP, Feature.DUAL_FUND, Feature.ZEROCONF, 9998]
-)
+@pytest.mark.parametrize("bit", [Feature.ROUTE_BLINDING, Feature.DUAL_FUND, Feature.ZEROCONF, 9998])
 def test_a_required_feature_that_we_lack(bit: int) -> None:
     for bits in ({bit}, {bit, bit + 1}):
         with pytest.raises(RemoteProtocolError) as caught:

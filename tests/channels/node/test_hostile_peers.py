@@ -27,6 +27,7 @@ class Watching:
         self.wallet = SimpleNamespace(connect_block=lambda *_: None)
         self.onchain = SimpleNamespace(connect=lambda *_: None)
         self.gossip = SimpleNamespace(block_connected=lambda *_: None)
+        self.invoices = SimpleNamespace(new_height=lambda _: None)
         self.store = SimpleNamespace(forget_onions=lambda _: None)
 
     def carry_out(self, channel: Channel, effects: list[Any]) -> None:
