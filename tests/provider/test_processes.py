@@ -81,9 +81,13 @@ def origin(said: dict[str, str]) -> str:
 
 
 def model(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as answer:  # noqa: S310  # our own on loopback
-        entry: dict[str, Any] = json.load(answer)["data"][0]
+    entry: dict[str, Any] = fetched(f"{url}/v1/models")["data"][0]
     return entry
+
+
+def fetched(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  # our own on loopback
+        return json.load(answer)
 
 
 async def answer(url: str, user: LightningNode, store: Path) -> str:
@@ -134,6 +138,11 @@ async def test_a_model_outlives_its_publisher(
     said = [await answer(url, user, tmp_path / "client.sqlite") for url in (first, second)]
     assert said[0] == said[1]
     assert len(set(said[0])) > 5
+    for url in (first, second):
+        seen = fetched(f"{url}/dashboard.json")
+        assert seen["health"]["status"] == "ok" and seen["trouble"] == []
+        assert seen["earned"]["spent_msat"] == sum(day["spent_msat"] for day in seen["days"]) > 0
+        assert 0 < seen["liquidity"]["receivable_msat"] < 100_000_000
 
 
 async def test_a_fetch_outlives_a_kill(nodes: Nodes, programs: Programs, tmp_path: Path) -> None:
