@@ -20,6 +20,8 @@ ENCRYPTED_RECIPIENT_DATA = 10
 CURRENT_PATH_KEY = 12
 PAYMENT_METADATA = 16
 TOTAL_AMOUNT_MSAT = 18
+KEYSEND_PREIMAGE = 5482373484
+"""Not in the BOLTs: the preimage of a payment without an invoice (bLIP 3)."""
 
 # Codecs of bytes and of integers stand side by side, so their type says no more than "Any".
 _RECORDS: dict[int, tuple[tuple[str, wire.Codec[Any]], ...]] = {
@@ -31,6 +33,7 @@ _RECORDS: dict[int, tuple[tuple[str, wire.Codec[Any]], ...]] = {
     CURRENT_PATH_KEY: (("current_path_key", wire.POINT),),
     PAYMENT_METADATA: (("payment_metadata", wire.REST),),
     TOTAL_AMOUNT_MSAT: (("total_amount_msat", wire.TU64),),
+    KEYSEND_PREIMAGE: (("keysend_preimage", wire.HASH),),
 }
 
 FIRST_CUSTOM_TYPE = 65536
@@ -61,6 +64,7 @@ class HopPayload:
     current_path_key: bytes | None = None
     payment_metadata: bytes | None = None
     total_amount_msat: Msat | None = None
+    keysend_preimage: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +90,27 @@ class ForwardPayload:
 def final_payload(
     amt_to_forward: Msat,
     outgoing_cltv_value: int,
-    payment_secret: bytes,
+    payment_secret: bytes | None,
     total_msat: Msat,
     payment_metadata: bytes | None = None,
     custom: Mapping[int, bytes] | None = None,
 ) -> bytes:
     """The TLV stream for the receiver, who has named the secret and the metadata.
 
+    The secret is None where there was no invoice to name one (keysend).
     `custom` are records of types from 65536 on. Raises LocalProtocolError("onion-payload").
     """
-    if len(payment_secret) != 32:
+    if payment_secret is not None and len(payment_secret) != 32:
         raise LocalProtocolError("onion-payload", "A payment secret has 32 bytes.")
     if any(number < FIRST_CUSTOM_TYPE for number in custom or ()):
         raise LocalProtocolError("onion-payload", "Types of custom records begin at 65536.")
     records = {
         AMT_TO_FORWARD: wire.tu64(amt_to_forward),
         OUTGOING_CLTV_VALUE: wire.tu32(outgoing_cltv_value),
-        PAYMENT_DATA: payment_secret + wire.tu64(total_msat),
         **(custom or {}),
     }
+    if payment_secret is not None:
+        records[PAYMENT_DATA] = payment_secret + wire.tu64(total_msat)
     if payment_metadata is not None:
         records[PAYMENT_METADATA] = payment_metadata
     return wire.encode_tlvs(records)

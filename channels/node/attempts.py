@@ -28,10 +28,10 @@ class ForPayee:
     """What the last hop's payload says beside its HTLC's amount and expiry (BOLT 4)."""
 
     payment_hash: bytes
-    payment_secret: bytes = field(repr=False)
+    payment_secret: bytes | None = field(repr=False)
     total_msat: Msat
     payment_metadata: bytes | None = None
-    custom: Mapping[int, bytes] | None = None
+    custom: Mapping[int, bytes] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +132,15 @@ def read_fault(attempt: AttemptRow, effect: HtlcFailed) -> Fault:
     if effect.malformed is not None:
         code = effect.malformed[0]
         return Fault(None, None, f"The peer could not read our onion (failure_code {code:#x})")
-    node_ids = [hop.node_id for hop in route]
-    read = onion.read_error(onion.shared_secrets(attempt.session_key, node_ids), effect.reason)
+    read = read_erroronion(attempt, effect.reason)
     if read is None:
         return Fault(None, None, "Malformed error reply")
     at, failure = read
-    who = "Destination" if at == len(route) - 1 else f"Hop {at + 1}, {node_ids[at].hex()},"
+    who = "Destination" if at == len(route) - 1 else f"Hop {at + 1}, {route[at].node_id.hex()},"
     return Fault(at, failure, f"{who} said {failure.name}")
+
+
+def read_erroronion(attempt: AttemptRow, erroronion: bytes) -> tuple[int, Failure] | None:
+    """The hop (0 is the first) that made an error, and what it says."""
+    node_ids = [hop.node_id for hop in decode_route(attempt.hops)]
+    return onion.read_error(onion.shared_secrets(attempt.session_key, node_ids), erroronion)

@@ -17,6 +17,7 @@ from channels.bolt.features import OUR_INVOICE
 from channels.bolt.keys import public_key
 from channels.bolt.onion import (
     FinalPayload,
+    HopPayload,
     HtlcRefused,
     Peeled,
     check_final,
@@ -142,7 +143,10 @@ class Invoices:
         """Keep an HTLC until all of its payment is here, or give it back with a reason."""
         part = Part(channel, htlc, peeled.shared_secret)
         try:
-            row, final = self._judge(part, peeled)
+            payload = parse_payload(peeled.payload)
+            if payload.keysend_preimage is not None:
+                return self._receive_keysend(part, payload, payload.keysend_preimage)
+            row, final = self._judge(part, payload)
         except HtlcRefused as refused:
             log.info("HTLC of %s refused: %s", htlc.payment_hash.hex(), refused)
             return channel.fail_htlc(htlc.id, create_error(peeled.shared_secret, refused.failure))
@@ -176,14 +180,45 @@ class Invoices:
             height=self._node.height,
         )
 
-    def _judge(self, part: Part, peeled: Peeled) -> tuple[InvoiceRow, FinalPayload]:
-        """The invoice that the HTLC pays, or is a part of. Raises HtlcRefused."""
+    def _receive_keysend(self, part: Part, payload: HopPayload, preimage: bytes) -> list[Effect]:
+        """A payment without an invoice becomes one that is paid, as with Core Lightning.
+
+        Raises HtlcRefused. It has one part: nothing tells the parts of a stranger's payment apart.
+        """
         node, htlc = self._node, part.htlc
-        payload = parse_payload(peeled.payload)
-        if dust_exposure(part.channel.state) > node.params.policy.max_dust_htlc_exposure_msat:
+        if (
+            hashlib.sha256(preimage).digest() != htlc.payment_hash
+            or payload.amt_to_forward is None
+            or htlc.amount_msat < (payload.total_msat or payload.amt_to_forward)
+            or htlc.cltv_expiry < node.height + MIN_FINAL_CLTV_EXPIRY
+            or node.store.invoice_by_hash(htlc.payment_hash) is not None
+        ):
+            raise HtlcRefused(self._unknown(htlc), "A keysend payment is not what it should be.")
+        self._check_dust(part)
+        row, _ = self.create(
+            amount_msat=htlc.amount_msat,
+            label=f"keysend-{node.now()}.{htlc.payment_hash.hex()[:16]}",
+            description="keysend",
+            expiry=3600,
+            now=node.now(),
+            preimage=preimage,
+        )
+        node.store.settle_invoice(row.payment_hash, htlc.amount_msat, node.now())
+        node.turn.after(self.wake)
+        return part.channel.fulfill_htlc(htlc.id, preimage)
+
+    def _check_dust(self, part: Part) -> None:
+        if dust_exposure(part.channel.state) > (
+            self._node.params.policy.max_dust_htlc_exposure_msat
+        ):
             raise HtlcRefused(
                 Failure.of(FailureCode.TEMPORARY_NODE_FAILURE), "Too much is in flight as dust."
             )
+
+    def _judge(self, part: Part, payload: HopPayload) -> tuple[InvoiceRow, FinalPayload]:
+        """The invoice that the HTLC pays, or is a part of. Raises HtlcRefused."""
+        node, htlc = self._node, part.htlc
+        self._check_dust(part)
         final = check_final(payload, htlc.amount_msat, htlc.cltv_expiry, node.height)
         row = node.store.invoice_by_hash(htlc.payment_hash)
         reason = self._why_not(row, htlc, final)

@@ -90,6 +90,7 @@ class Payments:
         self._node = node
         self._waiting: dict[bytes, list[asyncio.Future[PaymentRow]]] = {}
         self._goals: dict[bytes, Goal] = {}
+        self._changed = asyncio.Event()
         self.learned = Knowledge()
 
     async def pay(
@@ -156,7 +157,61 @@ class Payments:
                 RpcErrorCode.PAY_ROUTE_NOT_FOUND, "This is an invoice of this very node"
             )
 
+    def send(
+        self, route: tuple[Hop, ...], for_payee: ForPayee, bolt11: str, groupid: int, partid: int
+    ) -> AttemptRow:
+        """Send one part over a route that the caller has chosen; nothing is tried after it.
+
+        Raises LocalProtocolError: "payment-exists" when it would pay more than the total.
+        """
+        node, store, payment_hash = self._node, self._node.store, for_payee.payment_hash
+        row = store.payment(payment_hash)
+        under_way = sum(a.amount_msat for a in store.attempts(payment_hash, "pending"))
+        if under_way + route[-1].amount_msat > for_payee.total_msat or (
+            row is not None and row.status == "complete"
+        ):
+            raise LocalProtocolError("payment-exists", "That would pay more than the whole amount.")
+        offered = offer(node, route, for_payee)
+        if row is None or row.status == "failed":
+            self._begin_row(for_payee, bolt11, route[-1].node_id)
+        attempt = store.add_attempt(
+            payment_hash=payment_hash,
+            amount_msat=route[-1].amount_msat,
+            amount_sent_msat=route[0].amount_msat,
+            session_key=offered.session_key,
+            hops=encode_route(route),
+            channel_index=offered.channel.state.index,
+            htlc_id=offered.htlc_id,
+            groupid=groupid,
+            partid=partid,
+            now=node.now(),
+        )
+        self.learned.reserve(node.node_id, route)
+        return attempt
+
+    async def changed(self, within: float | None) -> bool:
+        """Wait until some attempt has ended; False when `within` seconds pass without one."""
+        try:
+            async with asyncio.timeout(within):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
     # --- attempts ------------------------------------------------------------------------------
+
+    def _begin_row(self, for_payee: ForPayee, bolt11: str, destination: bytes) -> None:
+        self._node.store.begin_payment(
+            payment_hash=for_payee.payment_hash,
+            bolt11=bolt11,
+            destination=destination,
+            amount_msat=for_payee.total_msat,
+            now=self._node.now(),
+        )
 
     def _begin(self, goal: Goal) -> None:
         try:
@@ -221,13 +276,7 @@ class Payments:
             goal.last_fault = str(error).rstrip(".")
             return None
         if goal.groupid is None:
-            store.begin_payment(
-                payment_hash=goal.for_payee.payment_hash,
-                bolt11=goal.bolt11,
-                destination=goal.payee,
-                amount_msat=goal.for_payee.total_msat,
-                now=node.now(),
-            )
+            self._begin_row(goal.for_payee, goal.bolt11, goal.payee)
         attempt = store.add_attempt(
             payment_hash=goal.for_payee.payment_hash,
             amount_msat=route[-1].amount_msat,
@@ -263,6 +312,7 @@ class Payments:
             attempt.id, "complete", now=node.now(), preimage=effect.payment_preimage
         )
         node.store.complete_payment(effect.payment_hash, effect.payment_preimage, node.now())
+        node.turn.after(self._wake)
         node.turn.after(lambda: self._tell(effect.payment_hash))
 
     def failed(self, attempt: AttemptRow, effect: HtlcFailed) -> None:
@@ -282,6 +332,7 @@ class Payments:
             failure_code=int(code),
             failure_message=fault.sentence,
         )
+        node.turn.after(self._wake)
         if effect.unsent:
             node.store.free_attempt_htlc(attempt.id)
         self._learn(attempt, fault, effect)

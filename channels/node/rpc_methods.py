@@ -12,6 +12,7 @@ from channels.node.rpc_forwards import ForwardMethods
 from channels.node.rpc_gossip import GossipMethods
 from channels.node.rpc_holdinvoices import HoldMethods
 from channels.node.rpc_payments import PaymentMethods
+from channels.node.rpc_sendpay import SendMethods
 from channels.node.rpc_server import Arguments, Call, Command
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def commands(node: Node, stop: Callable[[], None]) -> tuple[Command, ...]:
         *PaymentMethods(node).commands(),
         *ForwardMethods(node).commands(),
         *HoldMethods(node).commands(),
+        *SendMethods(node).commands(),
         *GossipMethods(node).commands(),
         Command("stop", (), stop_node, "Stop the node."),
     )

@@ -296,30 +296,33 @@ class PaymentMethods:
 
     async def listsendpays(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         rows = self._node.store.attempts(_wanted_hash(arguments), arguments["status"])
-        return {"payments": [self._describe_attempt(row) for row in rows]}
+        return {"payments": [describe_attempt(self._node, row) for row in rows]}
 
-    def _describe_attempt(self, row: AttemptRow) -> dict[str, Any]:
-        entry: dict[str, Any] = {
-            "created_index": row.id,
-            "id": row.id,
-            "payment_hash": row.payment_hash.hex(),
-            "groupid": row.groupid,
-            "partid": row.partid,
-            "amount_msat": row.amount_msat,
-            "amount_sent_msat": row.amount_sent_msat,
-            "created_at": row.created_at,
-            "status": row.status,
-        }
-        payment = self._node.store.payment(row.payment_hash)
-        if payment is not None:
-            entry |= {"destination": payment.destination.hex(), "bolt11": payment.bolt11}
-        if row.completed_at is not None:
-            entry["completed_at"] = row.completed_at
-        if row.preimage is not None:
-            entry["payment_preimage"] = row.preimage.hex()
-        if row.erroronion is not None:
-            entry["erroronion"] = row.erroronion.hex()
-        return entry
+
+def describe_attempt(node: Node, row: AttemptRow) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "created_index": row.id,
+        "id": row.id,
+        "payment_hash": row.payment_hash.hex(),
+        "groupid": row.groupid,
+        "partid": row.partid,
+        "amount_msat": row.amount_msat,
+        "amount_sent_msat": row.amount_sent_msat,
+        "created_at": row.created_at,
+        "status": row.status,
+    }
+    payment = node.store.payment(row.payment_hash)
+    if payment is not None:
+        entry["destination"] = payment.destination.hex()
+        if payment.bolt11:
+            entry["bolt11"] = payment.bolt11
+    if row.completed_at is not None:
+        entry["completed_at"] = row.completed_at
+    if row.preimage is not None:
+        entry["payment_preimage"] = row.preimage.hex()
+    if row.erroronion is not None:
+        entry["erroronion"] = row.erroronion.hex()
+    return entry
 
 
 def _decoded(text: str) -> Invoice:
@@ -414,8 +417,9 @@ def describe_payment(row: PaymentRow, parts: int) -> dict[str, Any]:
         "status": row.status,
         "destination": row.destination.hex(),
         "created_at": row.created_at,
-        "bolt11": row.bolt11,
     }
+    if row.bolt11:
+        entry["bolt11"] = row.bolt11
     if row.status == "complete" and row.preimage is not None:
         entry |= {
             "amount_msat": row.amount_msat,
