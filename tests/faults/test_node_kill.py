@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import Any
 
 import pytest
 
 from channels.errors import OdaError
 from channels.units import Msat, Sat
-from tests.faults.fragile_node import arm, lose_power
+from tests.faults.fragile_node import lose_power
+from tests.faults.victims import FRAGILE, attempt
 from tests.nodes import (
     COINS,
     LightningNode,
@@ -22,7 +22,6 @@ from tests.nodes import (
     until_settled,
 )
 
-FRAGILE = (sys.executable, "-m", "tests.faults.fragile_node")
 CHANNEL = Sat(100_000)
 PUSH = Msat(40_000_000)
 ENDLESS = 40
@@ -38,38 +37,6 @@ async def fragile_pair(nodes: Nodes) -> tuple[LightningNode, LightningNode]:
     await nodes.give(COINS, alice, bob)
     await alice.connect(bob)
     return alice, bob
-
-
-def running(node: LightningNode) -> bool:
-    return node.process.daemon.pid() is not None
-
-
-async def attempt(victim: LightningNode, count: int, when: str, call: Any) -> bool:
-    """Run an operation while the victim dies at its `count`-th commit; whether it did die.
-
-    The victim runs again afterwards.
-    """
-    arm(victim.process.directory, count, when)
-    operation = asyncio.ensure_future(call)
-
-    async def ended() -> bool:
-        return operation.done() or not running(victim)
-
-    await until(ended, "the operation ends or its node does")
-    if operation.done() and operation.exception() is not None:
-        await victim.until_ended()  # nothing else may make it fail
-    if running(victim):
-        (victim.process.directory / "armed").unlink(missing_ok=True)
-        # The countdown goes on in the process: a fresh one has none.
-        await victim.kill()
-        died = False
-    else:
-        died = True
-    await victim.start()
-    if died:
-        operation.cancel()
-        await asyncio.gather(operation, return_exceptions=True)
-    return died
 
 
 @VICTIMS
