@@ -430,16 +430,25 @@ class Exchange:
 
     # --- what the node says ----------------------------------------------------------------------
 
-    def tip_moved(self, connected: Sequence[Block]) -> None:
+    def tip_moved(self, connected: Sequence[Block], disconnected: Sequence[Block] = ()) -> None:
         """The tip moved over these blocks; flush() tells the peers."""
         self._relay.moved()
+        for block in disconnected:
+            for tx in block.transactions[1:]:
+                self._mined.discard(tx.txid)
         for block in connected:
             self._sources.pop(block.hash, None)
             for tx in block.transactions[1:]:
                 self._mined.add(tx.txid)
 
     def transaction_added(self, txid: bytes) -> None:
-        self._mined.discard(txid)  # a reorg undid it
+        self._relay.added(self.peers, Item.TX, txid)
+
+    def offer_again(self, txid: bytes) -> None:
+        """To those who have refused it before, or lost it by a reorg: what is too early for one tip
+        is right for the next, and only its owner knows that it is still wanted."""
+        for peer in self.peers:
+            peer.known.discard(txid)
         self._relay.added(self.peers, Item.TX, txid)
 
     def announcement_added(self, announcement: Announcement) -> None:

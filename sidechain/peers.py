@@ -210,6 +210,12 @@ class Peers:
     def _banned(self, host: str) -> bool:
         return (host, int(self._wall())) in self._bans
 
+    def offer_again(self, txid: bytes) -> None:
+        """Offer a transaction of our own to all peers once more, if it still waits here."""
+        if isinstance(self._node, ChainNode) and txid in self._node.mempool:
+            self._exchange.offer_again(txid)
+            self._schedule()
+
     # --- connections -----------------------------------------------------------------------------
 
     async def _accept(self, request: web.Request) -> web.StreamResponse:
@@ -429,7 +435,7 @@ class Peers:
     def _heard(self, event: Event) -> None:
         """The node says what changed, once it is on disk."""
         if isinstance(event, TipChanged):
-            self._exchange.tip_moved(event.advance.connected)
+            self._exchange.tip_moved(event.advance.connected, event.advance.disconnected)
         elif isinstance(event, TransactionAdded):
             self._exchange.transaction_added(event.tx.txid)
         elif isinstance(event, AnnouncementAdded):

@@ -39,6 +39,7 @@ from sidechain.protocol import (
     Verack,
     Version,
 )
+from sidechain.scores import Scored, ScoreRequest
 from sidechain.state import TIP_KEY, payee_key
 from tests.sidechain.test_announcements import announcement
 from tests.sidechain.test_protocol import messages
@@ -47,11 +48,15 @@ from tests.sidechain.world import (
     ALICE,
     BOB,
     CAROL,
+    COST,
     QUICK,
     World,
+    add_model,
     commit,
     h,
     register,
+    reveal,
+    rivals,
     sealed_block,
     solved,
 )
@@ -512,6 +517,46 @@ def test_what_was_mined_is_not_asked_for(side: Side) -> None:
     peer = stranger(side)
     peer.says(Inv(Item.TX, (tx.txid,)))
     assert peer.was_told(GetData) == []
+
+
+def test_what_a_reorg_undid_is_asked_for_again(side: Side) -> None:
+    """Though it did not come back by itself: a Reveal does not, if its Commit is undone too."""
+    model, blind = add_model(QUICK), commit(QUICK, add_model(QUICK).txid, BOB, "w")
+    shown = reveal(QUICK, model.txid, BOB, "w", 9_000)
+    for tx, score in ((model, model.score), (shown, shown.score)):
+        side.chain_node.scored(
+            ScoreRequest(model.txid, tx.weights_root, tx.infohash), Scored(score, COST)
+        )
+    mine(side.chain_node, QUICK.tenure, model)
+    height = side.chain.tip.height
+    mine(side.chain_node, QUICK.reveal_delay, blind)
+    mine(side.chain_node, 1, shown)
+    peer = stranger(side)
+    peer.says(Inv(Item.TX, (shown.txid,)))
+    assert peer.was_told(GetData) == []
+    for block in rivals(side.chain, height):
+        side.chain_node.accept_block(block)
+    assert side.chain.state.root_of(shown.weights_root) is None
+    assert [*side.chain_node.mempool] == [blind]
+    peer.says(Inv(Item.TX, (shown.txid,)))
+    assert peer.was_told(GetData) == [GetData(Item.TX, (shown.txid,))]
+
+
+def test_an_owner_offers_again_what_was_refused_before(side: Side) -> None:
+    tx = register(QUICK, ALICE)
+    peer = stranger(side)
+    peer.says(Headers(()))
+    side.chain_node.accept_transaction(tx)
+    side.exchange.flush(side.wire.now)
+    peer.hears()
+    assert peer.was_told(Inv) == [Inv(Item.TX, (tx.txid,))]
+    side.exchange.flush(side.wire.now)
+    peer.hears()
+    assert peer.was_told(Inv) == []
+    side.exchange.offer_again(tx.txid)
+    side.exchange.flush(side.wire.now)
+    peer.hears()
+    assert peer.was_told(Inv) == [Inv(Item.TX, (tx.txid,))]
 
 
 def test_a_false_transaction_costs_its_sender(side: Side) -> None:

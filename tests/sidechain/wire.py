@@ -94,7 +94,7 @@ class Side:
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, TipChanged):
-            self.exchange.tip_moved(event.advance.connected)
+            self.exchange.tip_moved(event.advance.connected, event.advance.disconnected)
         elif isinstance(event, TransactionAdded):
             self.exchange.transaction_added(event.tx.txid)
         elif isinstance(event, AnnouncementAdded):

@@ -287,3 +287,27 @@ class World:
             # The Producer of such a block states the root of an empty one.
             return None if rejection.reason == "bad-state-root" else rejection.reason
         return None
+
+
+def rivals(chain: Chain, height: int) -> list[Block]:
+    """Empty blocks on the one at this height, with more work than the tip has."""
+    state, parent = chain.state_at(chain.tip.height - height), chain.active(height)
+    assert parent is not None
+    blocks: list[Block] = []
+    while parent.height <= chain.tip.height:
+        block = sealed_block(
+            assemble(
+                chain.params,
+                parent,
+                state,
+                (),
+                Scores(),
+                payee=BOB.key,
+                time=parent.median_time() + 1,
+                bits=chain.headers.next_bits(parent),
+            )
+        )
+        state = state_transition(chain.params, state, block).state
+        parent = chain.accept_header(block.header, block.header.time)
+        blocks.append(block)
+    return blocks
