@@ -12,7 +12,9 @@ from channels.errors import UserError
 from channels.settings import Settings, load_settings
 from channels.terminal import JsonFlag, print_json, progress, run
 from sidechain import settings as sidechain_settings
+from sidechain.new_model import new
 from sidechain.settings import Key
+from sidechain.shard_keys import ShardKeys
 from torrent import settings as torrent_settings
 
 if TYPE_CHECKING:
@@ -27,8 +29,10 @@ app = typer.Typer(name="model", help="Models of the sidechain.", no_args_is_help
 
 NodeUrl = Annotated[str | None, typer.Option("--url", help="The node's URL.")]
 KeysFile = Annotated[
-    Path | None, typer.Option(help="The keys of the sealed shards, 64 hex digits on each line.")
+    Path | None, typer.Option(help="The keys of the sealed shards, as `oda model new` made them.")
 ]
+
+app.command()(new)
 
 MIN_GAIN: Final = 1000
 """Part of the first score that an update has to gain, unless it is said otherwise: a thousandth."""
@@ -90,10 +94,10 @@ async def _model(url: str, model: str) -> api.Model:
     from sidechain.node_client import NodeClient
 
     async with NodeClient(url) as client:
-        return await client.get(f"/models/{_hex32(model)}", api.Model)
+        return await client.get(f"/models/{hex32(model)}", api.Model)
 
 
-def _hex32(text: str) -> str:
+def hex32(text: str) -> str:
     try:
         if len(bytes.fromhex(text)) == 32:
             return text.lower()
@@ -130,19 +134,10 @@ def add(
         raise UserError(
             "bad-keys-file", f"{shard_keys} lies in {directory}, which everybody gets; move it."
         )
-    keys = _read_keys(shard_keys)
-    openers = tuple(bytes.fromhex(_hex32(each)) for each in opener or ())
-    run(_add(shared, _url(shared, url), directory, min_gain, keys, openers, serve, as_json))
-
-
-def _read_keys(file: Path | None) -> tuple[bytes, ...]:
-    if file is None:
-        return ()
-    try:
-        lines = file.read_text(encoding="ascii").split()
-    except (OSError, ValueError) as error:
-        raise UserError("bad-keys-file", f"{file} can't be read: {error}.") from None
-    return tuple(bytes.fromhex(_hex32(line)) for line in lines)
+    known = ShardKeys(None, ()) if shard_keys is None else ShardKeys.read(shard_keys)
+    named = (bytes.fromhex(hex32(each)) for each in opener or ())
+    openers = tuple(dict.fromkeys((*known.openers, *named)))
+    run(_add(shared, _url(shared, url), directory, min_gain, known.shards, openers, serve, as_json))
 
 
 async def _add(
@@ -290,32 +285,33 @@ def open_shard(
     model: Annotated[str, typer.Argument(help="The model's identity.")],
     index: Annotated[int, typer.Argument(min=0, max=63, help="Which shard.")],
     shard_keys: Annotated[
-        Path, typer.Option(help="The keys of all its shards, 64 hex digits on each line.")
+        Path, typer.Option(help="The keys of all its shards, as `oda model new` made them.")
     ],
     url: NodeUrl = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Open a sealed shard: it decides whether the model's provisional version stays."""
     shared = load_settings()
-    keys = _read_keys(shard_keys)
-    if index >= len(keys):
+    keys = ShardKeys.read(shard_keys)
+    if index >= len(keys.shards):
         raise UserError("bad-shard-key", f"{shard_keys} has no key of shard {index}.")
-    run(_open(shared, _url(shared, url), bytes.fromhex(_hex32(model)), index, keys[index], as_json))
+    run(_open(shared, _url(shared, url), bytes.fromhex(hex32(model)), index, keys, as_json))
 
 
 async def _open(
-    shared: Settings, url: str, model: bytes, index: int, shard_key: bytes, as_json: bool
+    shared: Settings, url: str, model: bytes, index: int, keys: ShardKeys, as_json: bool
 ) -> None:
-    from sidechain import api
+    from sidechain import api, training
     from sidechain.node_client import NodeClient
     from sidechain.params import network
-    from sidechain.primitives import NO_SIGNATURE, OpenShard, signed
+    from sidechain.primitives import signed
     from sidechain.stamping import stamp
 
-    params, key = network(shared.network), Key.load(shared)
-    tx = OpenShard(params.network_id, 0, model, index, shard_key, NO_SIGNATURE)
+    params = network(shared.network)
+    secret = Key.load(shared).secret if keys.opener is None else keys.opener
+    tx = training.opening_of(params, model, index, keys.shards[index])
     with progress("Searching for a stamp") as bar:
-        tx = signed(await stamp(tx, params.stamp, bar), key.secret)
+        tx = signed(await stamp(tx, params.stamp, bar), secret)
     async with NodeClient(url) as client:
         await client.send(tx)
         found = await _wait(client, tx)

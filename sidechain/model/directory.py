@@ -2,6 +2,7 @@
 
     architecture.json   registry.encode       weights.safetensors   int16 (weights.py)
     objective.json      objective.encode      public.oda, shard-…   the dataset (sealed.py)
+    learn.oda           what else there is to learn from, if anything; nobody scores it
 
 An update has the same directory with other weights.
 """
@@ -19,7 +20,14 @@ from torch import Tensor
 from channels.errors import UserError
 from sidechain.model import exact, registry, sealed, weights
 from sidechain.model import objective as objectives
-from sidechain.model.files import ARCHITECTURE, OBJECTIVE, WEIGHTS, read_plain
+from sidechain.model.files import (
+    ARCHITECTURE,
+    LEARN,
+    MAX_LEARN,
+    OBJECTIVE,
+    WEIGHTS,
+    read_plain,
+)
 from sidechain.model.objective import Objective
 from sidechain.model.registry import Architecture
 from sidechain.model.sealed import Dataset
@@ -31,6 +39,8 @@ class Model:
     objective: Objective
     weights: Mapping[str, Tensor]
     dataset: Dataset
+    learn: bytes | None = None
+    """An encoded part, as somebody says; parts.decode() finds out."""
 
     @property
     def weights_root(self) -> bytes:
@@ -59,6 +69,8 @@ def write(directory: Path, model: Model) -> None:
     (fresh / ARCHITECTURE).write_bytes(registry.encode(model.architecture))
     (fresh / OBJECTIVE).write_bytes(objectives.encode(model.objective))
     (fresh / WEIGHTS).write_bytes(weights.encode(model.weights))
+    if model.learn is not None:
+        (fresh / LEARN).write_bytes(model.learn)
     fresh.rename(directory)
 
 
@@ -73,4 +85,15 @@ def read(directory: Path) -> Model:
     objective = objectives.decode(read_plain(directory / OBJECTIVE, objectives.MAX_JSON))
     shapes = architecture.shapes()
     data = read_plain(directory / WEIGHTS, weights.file_limit(shapes))
-    return Model(architecture, objective, weights.decode(data, shapes), sealed.read(directory))
+    dataset = sealed.read(directory)
+    return Model(
+        architecture, objective, weights.decode(data, shapes), dataset, read_learn(directory)
+    )
+
+
+def read_learn(directory: Path) -> bytes | None:
+    """No root stands for it, so whoever made an update may have put anything there."""
+    try:
+        return read_plain(directory / LEARN, MAX_LEARN)
+    except UserError:
+        return None

@@ -12,6 +12,9 @@ ARCHITECTURE: Final = "architecture.json"
 OBJECTIVE: Final = "objective.json"
 WEIGHTS: Final = "weights.safetensors"
 PUBLIC: Final = "public.oda"
+LEARN: Final = "learn.oda"
+MAX_LEARN: Final = 1_000_000
+"""Bytes: a directory may have no more beside what is scored (scoring.EXTRA_BYTES)."""
 MAX_SHARDS: Final = 64
 
 

@@ -36,6 +36,11 @@ RATE: Final = 3e-3
 TEXT_RATE: Final = 6e-3
 
 
+def usual_rate(architecture: Architecture) -> float:
+    """Adam's, where nobody says another."""
+    return TEXT_RATE if architecture.reads_text else RATE
+
+
 class Improving:
     """An attempt at better weights, step by step.
 
@@ -69,10 +74,9 @@ class Improving:
         if world.size > 1:
             module = DistributedDataParallel(module)
         self._module = module
-        text = architecture.reads_text
-        rate = rate or (TEXT_RATE if text else RATE)
+        rate = rate or usual_rate(architecture)
         self.optimizer = torch.optim.Adam(self.network.parameters(), rate)
-        self._batch = min(TEXT_BATCH if text else BATCH, self._samples)
+        self._batch = min(TEXT_BATCH if architecture.reads_text else BATCH, self._samples)
         self._seed = seed
         self._world = world
         self._draw = torch.Generator()

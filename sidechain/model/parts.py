@@ -84,6 +84,30 @@ class Regression:
 Part = Text | Labelled | Regression
 
 
+def join(first: Part, second: Part) -> Part:
+    """The samples of both; the window of a text that lies across the seam is one of them.
+
+    Raises UserError("bad-dataset") for parts of two kinds or sizes.
+    """
+    if isinstance(first, Text) and isinstance(second, Text):
+        return Text(first.data + second.data)
+    if isinstance(first, Labelled) and isinstance(second, Labelled):
+        return Labelled(
+            _stacked(first.inputs, second.inputs), np.concatenate([first.labels, second.labels])
+        )
+    if isinstance(first, Regression) and isinstance(second, Regression):
+        return Regression(
+            _stacked(first.inputs, second.inputs), _stacked(first.targets, second.targets)
+        )
+    raise _bad("its parts are not all of one kind")
+
+
+def _stacked(first: Int16, second: Int16) -> Int16:
+    if first.shape[1] != second.shape[1]:
+        raise _bad("its parts have rows of two lengths")
+    return np.concatenate([first, second])
+
+
 def fixed_point(values: npt.ArrayLike) -> Int16:
     """Real numbers of −8 … 8 to the nearest integers in 2^-12; UserError("bad-dataset")."""
     array = np.asarray(values, np.float64)

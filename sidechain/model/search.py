@@ -18,7 +18,7 @@ from sidechain.model.hold_out import divide
 from sidechain.model.improve import Improving
 from sidechain.model.objective import Objective
 from sidechain.model.paired import confirms
-from sidechain.model.parts import Part
+from sidechain.model.parts import Part, join
 from sidechain.model.registry import Architecture
 from sidechain.model.world import ALONE, World
 
@@ -28,13 +28,16 @@ class Plan:
     """How an attempt goes.
 
     seconds: before the first look; each later one comes after as many steps as the first did.
-    patience: looks without a better hold-out after which it ends. device: torch's name.
+    patience: looks without a better hold-out after which it ends. seed: what batches are drawn
+    from. split: what the hold-out is drawn from; all attempts at a model should have the same, or
+    they find samples in it that the base was trained on. device: torch's name.
     """
 
     seconds: float = 20.0
     patience: int = 4
     rate: float | None = None
     seed: int = 0
+    split: int = 0
     device: str = "cpu"
     checkpoint: Path | None = None
 
@@ -72,8 +75,8 @@ class Candidate:
 
 
 class Search:
-    """One model's public part and how it is trained on. All processes of a `world` make the same
-    calls; the result is process 0's."""
+    """One model's public part and how it is trained on. `more` is to be learnt from beside it, and
+    is not scored. All processes of a `world` make the same calls; the result is process 0's."""
 
     def __init__(
         self,
@@ -82,13 +85,15 @@ class Search:
         part: Part,
         plan: Plan,
         world: World = ALONE,
+        more: Part | None = None,
     ) -> None:
         self._architecture = architecture
         self._objective = objective
         self._part = part
         self._plan = plan
         self._world = world
-        self._divided = divide(part, architecture.input_shape[0], plan.seed)
+        self._divided = divide(part, architecture.input_shape[0], plan.split)
+        self._learn = self._divided.learn if more is None else join(self._divided.learn, more)
 
     def find(
         self,
@@ -153,7 +158,7 @@ class Search:
             return Improving(
                 self._architecture,
                 self._objective,
-                self._divided.learn,
+                self._learn,
                 start=weights,
                 seed=self._plan.seed,
                 rate=self._plan.rate,

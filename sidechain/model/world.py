@@ -10,10 +10,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 import torch
 from torch import Tensor, distributed
+
+PATIENCE: Final = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,16 @@ class World:
         told = torch.tensor([number], dtype=torch.int64)
         distributed.broadcast(told, 0)
         return int(told.item())
+
+    def tell(self, data: bytes) -> bytes:
+        """The bytes that process 0 has; all must ask at the same place."""
+        if self.size == 1:
+            return data
+        told = torch.zeros(self.agree(len(data)), dtype=torch.uint8)
+        if self.leads and data:
+            told = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        distributed.broadcast(told, 0)
+        return told.numpy().tobytes()
 
     def same(self, number: int) -> bool:
         """Whether all processes have the same number; all must ask at the same place."""
@@ -66,7 +79,8 @@ def join() -> Iterator[World]:
         yield ALONE
         return
     # gloo moves CPU tensors; what is trained here is small beside what NCCL is made for.
-    distributed.init_process_group("gloo")
+    # Whoever follows waits for as long as process 0 has nothing to train; when it dies, they do.
+    distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield World(distributed.get_rank(), distributed.get_world_size())
     finally:
