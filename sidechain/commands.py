@@ -11,7 +11,7 @@ import typer
 from channels.errors import UserError
 from channels.settings import Settings, load_settings
 from channels.terminal import EXIT_CODES, ExitCode, print_json, progress, run, stderr, stop_signals
-from sidechain import model_commands, payee_commands
+from sidechain import model_commands, payee_commands, train_commands
 from sidechain import settings as sidechain_settings
 from sidechain.settings import SidechainSettings
 
@@ -35,6 +35,7 @@ REFRESH: Final = 1.0
 
 def mount(root: typer.Typer) -> None:
     root.command()(node)
+    root.command()(train_commands.train)
     root.add_typer(model_commands.app)
     root.add_typer(payee_commands.app)
 
@@ -113,14 +114,7 @@ async def _run(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     async with contextlib.AsyncExitStack() as stack:
-        routes = []
-        if pay_to is not None:
-            from channels.lightning import Lightning
-            from sidechain.payout import Payout
-
-            socket = payee_commands.rpc_file(shared, pay_to)
-            lightning = await stack.enter_async_context(Lightning(socket))
-            routes = Payout(lightning).routes()
+        routes = await stack.enter_async_context(payee_commands.payout(shared, pay_to))
         opened = (
             service.light_node(shared, found, routes=routes)
             if light

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +14,9 @@ from channels.settings import LightningSettings, Settings, load_section, load_se
 from channels.terminal import JsonFlag, print_json, progress, run
 from sidechain import settings as sidechain_settings
 from sidechain.settings import Key
+
+if TYPE_CHECKING:
+    from aiohttp.web import RouteDef
 
 app = typer.Typer(name="payee", help="Where your shares are paid.", no_args_is_help=True)
 
@@ -31,6 +36,19 @@ def rpc_file(shared: Settings, node: str | None) -> Path:
             "no-lightning", "Name a Lightning node with --node, or set lightning.rpc_file."
         )
     return found
+
+
+@asynccontextmanager
+async def payout(shared: Settings, node: str | None) -> AsyncIterator[list[RouteDef]]:
+    """The routes at which this Lightning node gives payers invoices; none without a node."""
+    if node is None:
+        yield []
+        return
+    from channels.lightning import Lightning
+    from sidechain.payout import Payout
+
+    async with Lightning(rpc_file(shared, node)) as lightning:
+        yield Payout(lightning).routes()
 
 
 @app.command()

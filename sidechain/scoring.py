@@ -197,11 +197,11 @@ class SwarmScorer:
                 if unusable is not None:
                     assert isinstance(unusable, Unusable), "what an examination says"
                     return unusable
-                directory = await self._directory(request.infohash, definition)
+                directory = await self.directory(request.infohash, definition)
                 asked: Question = Score(subject, str(directory), request.weights_root)
             else:
-                old = await self._directory(request.old_infohash, definition)
-                new = await self._directory(request.new_infohash, definition)
+                old = await self.directory(request.old_infohash, definition)
+                new = await self.directory(request.new_infohash, definition)
                 asked = Compare(
                     subject,
                     str(old),
@@ -219,7 +219,7 @@ class SwarmScorer:
         assert found is not None, "only an examination has nothing to say"
         return found
 
-    async def _directory(self, infohash: bytes, definition: Definition) -> Path:
+    async def directory(self, infohash: bytes, definition: Definition) -> Path:
         """A model's directory, complete and on disk. Raises OdaError."""
 
         def accept(manifest: Manifest) -> None:

@@ -52,6 +52,8 @@ class Running:
     url: str
     node: ChainNode | LightNode
     around: Around
+    swarm: Swarm | None = None
+    """None of a light node."""
     parts: list[Awaitable[None]] = field(default_factory=list)
 
     async def wait(self) -> None:
@@ -108,7 +110,7 @@ async def full_node(
         url = await stack.enter_async_context(_served(listening, handlers, node, around, routes))
         await stack.enter_async_context(scorer)
         await stack.enter_async_context(peers)
-        running = Running(url, node, around, [peers.wait_failed(), scorer.failure])
+        running = Running(url, node, around, swarm, [peers.wait_failed(), scorer.failure])
         for work in (_connect(peers, found.connect), _seed(swarm)):
             await stack.enter_async_context(background(work))
         following = await stack.enter_async_context(background(history.run()))
@@ -138,7 +140,7 @@ async def light_node(
         url = await stack.enter_async_context(_served(listening, handlers, node, around, routes))
         await stack.enter_async_context(peers)
         await stack.enter_async_context(background(_connect(peers, found.connect)))
-        yield Running(url, node, around, [peers.wait_failed()])
+        yield Running(url, node, around, None, [peers.wait_failed()])
 
 
 def _params(shared: Settings, found: SidechainSettings) -> Params:
