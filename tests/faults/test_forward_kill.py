@@ -82,6 +82,35 @@ async def test_a_forward(nodes: Nodes, when: str) -> None:
     raise AssertionError("no forward takes so many commits")
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_forward_that_the_payee_refuses(nodes: Nodes, when: str) -> None:
+    """The failure finds its way back, and nobody pays anything."""
+    user, hub, provider = await line(nodes)
+    before = [await has(node) for node in (user, hub, provider)]
+
+    async def refused(text: str) -> None:
+        async def spoken() -> bool:
+            with pytest.raises(LightningError) as raised:
+                await user.pay(text)
+            return raised.value.code == RpcErrorCode.PAY_DESTINATION_PERM_FAIL
+
+        await until(spoken, "the payee refuses")
+        await until_settled(user, hub, provider)
+
+    for count in range(1, ENDLESS):
+        text = await provider.new_invoice(AMOUNT + count, f"payment {count}")
+        await provider.rpc.call("delinvoice", label=f"payment {count}", status="unpaid")
+        died = await attempt(hub, count, when, refused(text))
+        for node in (user, hub, provider):
+            await node.until_usable()
+        await check(user, hub, provider, before)
+        assert await sent(user) == 0
+        if not died:
+            assert count > 5, "a forward takes more commits than that"
+            return
+    raise AssertionError("no forward takes so many commits")
+
+
 async def pay(user: LightningNode, text: str) -> None:
     """Pay, again if need be: a hub that has just started may not have its next peer back yet,
     and the payer then leaves that channel alone for a second."""
