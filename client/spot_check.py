@@ -19,7 +19,7 @@ from client.judge import Fault, FaultKind
 if TYPE_CHECKING:
     from sidechain.model.architecture import ByteTransformerModule
 
-POSITIONS: Final = 8
+POSITIONS: Final = 16
 """Bytes of an answer that are computed again."""
 CONVICTING: Final = 1
 """So many that these weights would not have given: rounding explains none of them."""

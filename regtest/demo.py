@@ -13,8 +13,9 @@ import shutil
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from client.channel import Opening, close_channels, open_channel, wait_until_usa
 from regtest.accounts import Accounts
 from regtest.bitcoind import Miner, find_bitcoind
 from regtest.daemon import Daemon, free_port
+from regtest.learning import School, confirmed, learn
 from regtest.network import Network
 from torrent.library import Library
 
@@ -53,12 +55,14 @@ class Demo:
     network: Network = field(init=False)
     seeder: Daemon = field(init=False)
     provider: Daemon = field(init=False)
+    school: School = field(init=False)
     magnet: str = ""
 
     def __post_init__(self) -> None:
         self.network = Network(self.data / "regtest", self.cache)
         self.seeder = Daemon("oda seed", self.data / "seeder")
         self.provider = Daemon("oda provider", self.data / "regtest" / "provider")
+        self.school = School(self)
 
     @property
     def url(self) -> str:
@@ -82,11 +86,13 @@ class Demo:
             self.magnet = json.loads(said[0])["torrents"][0]["magnet"]
         return bool(said)
 
-    def start_provider(self) -> None:
-        """The provider is a program of its own, so that it can be killed."""
-        self.provider.start(
-            [str(ODA), "provider", "--model", self.magnet, "--port", str(self.port)]
-        )
+    def start_provider(self, *given: str, settings: Mapping[str, str] | None = None) -> None:
+        """The provider is a program of its own, so that it can be killed. given: what it serves,
+        the seeder's model by default."""
+        named = [f"ODA_PROVIDER_{name}={value}" for name, value in (settings or {}).items()]
+        served = given or ("--model", self.magnet)
+        program = (str(ODA), "provider", *served, "--port", str(self.port))
+        self.provider.start(["env", *named, *program])
         self.provider.wait(self._answers, 120)
 
     def _answers(self) -> bool:
@@ -105,6 +111,7 @@ class Demo:
     async def down(self) -> None:
         await asyncio.to_thread(self.provider.stop)
         await asyncio.to_thread(self.seeder.stop)
+        await self.school.down()
         await self.network.down()
 
 
@@ -147,7 +154,7 @@ async def tell(demo: Demo) -> dict[str, object]:
     await fetched(demo)
 
     async with Lightning(demo.socket("user")) as user, Lightning(demo.socket("provider")) as seller:
-        before = await coins(user), await coins(seller)
+        before = await confirmed(user), await confirmed(seller)
         opening = await open_a_channel(demo, user, seller)
 
         async with sdk.connect(demo.url, demo.socket("user")) as client:
@@ -176,6 +183,7 @@ async def tell(demo: Demo) -> dict[str, object]:
         accounts = await close_and_count(demo, user, seller, opening, before)
 
     table(accounts)
+    learned = await learn(demo.school, 7)
     return {
         "tokens": totals.tokens,
         "paid_msat": accounts.paid,
@@ -187,7 +195,8 @@ async def tell(demo: Demo) -> dict[str, object]:
         "user_after_sat": accounts.user_after,
         "provider_after_sat": accounts.provider_after,
         "onchain_fees_sat": accounts.onchain_fees,
-        "conserved": accounts.conserved,
+        "conserved": accounts.conserved and learned.shares_conserved,
+        **asdict(learned),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -303,12 +312,6 @@ async def kill_and_restart(demo: Demo) -> None:
 # --- the accounts --------------------------------------------------------------------------------
 
 
-async def coins(node: Lightning) -> Sat:
-    """Confirmed coins on chain."""
-    outputs = (await node.listfunds()).outputs
-    return Sat(sum(o.amount_msat for o in outputs if o.status == "confirmed") // 1000)
-
-
 async def close_and_count(
     demo: Demo,
     user: Lightning,
@@ -340,8 +343,8 @@ async def close_and_count(
         user_channel=user_channel,
         provider_channel=provider_channel,
         closing_outputs=Sat(sum(output.value for output in spent.outputs)),
-        user_after=await coins(user),
-        provider_after=await coins(seller),
+        user_after=await confirmed(user),
+        provider_after=await confirmed(seller),
     )
 
 
@@ -386,7 +389,8 @@ def left_running(demo: Demo) -> None:
         '    -d \'{"model": "oda-pydoc", "messages": [{"role": "user", "content": "Hi"}]}\'\n'
         f"  {oda} open {demo.url}   (and in another terminal: {oda} regtest mine)\n"
         f"  {oda} chat --provider {demo.url} 'What is a module?'\n"
-        f"  {demo.url}/metrics   {demo.url}/health\n",
+        f"  {demo.url}/   (the provider)   {demo.url}/metrics   {demo.url}/health\n"
+        f"  {demo.school.producer.url}/   (the chain's explorer)\n",
         soft_wrap=True,
     )
 

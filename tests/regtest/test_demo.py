@@ -42,15 +42,17 @@ def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 # A first run trains the model, which takes half a minute of its own.
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_demo_and_the_readme(environ: dict[str, str], tmp_path: Path) -> None:
-    output = run(sys.executable, "-m", "regtest.demo", environ=environ, within=240)
+    output = run(sys.executable, "-m", "regtest.demo", environ=environ, within=480)
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
 
     assert list(result) == [
         *("tokens", "paid_msat", "refunded_msat", "topups", "max_exposure_msat"),
         *("exposure_limit_msat", "user_before_sat", "user_after_sat", "provider_after_sat"),
-        *("onchain_fees_sat", "conserved", "seconds"),
+        *("onchain_fees_sat", "conserved", "blocks", "score_before", "score_after"),
+        *("cheats_caught", "trainer_msat", "producer_msat", "receipts_verified"),
+        *("shares_conserved", "forced_close_sat", "seconds"),
     ]
     assert result["conserved"] is True
     assert result["tokens"] > 600
@@ -66,8 +68,25 @@ def test_the_demo_and_the_readme(environ: dict[str, str], tmp_path: Path) -> Non
     assert max(per_answer) >= 3
     assert "As far as it went it is what" in output
     assert "oda-pydoc came to it over BitTorrent" in output
+    learned(result, output)
 
     by_hand(environ, tmp_path, output)
+
+
+def learned(result: dict[str, Any], output: str) -> None:
+    """The second half: a model got better, and those who made it so were paid."""
+    assert result["blocks"] >= 4
+    assert result["score_after"] < result["score_before"] // 2
+    assert result["cheats_caught"] == 4
+    for reason in ("root-known", "bad-score", "withdrawn", "answer-wrong-model"):
+        assert reason in output
+    assert result["receipts_verified"] == 1
+    # 400 tokens at 250 msat and two short questions: 5 % and 1 % of what was spent, rounded up.
+    spent = [int(n.replace(",", "")) for n in re.findall(r"spent\s+([\d,]+)", output)][-1]
+    assert result["trainer_msat"] == -(-spent // 20)
+    assert result["producer_msat"] == -(-spent // 100)
+    assert result["shares_conserved"] is True
+    assert 95_000 < result["forced_close_sat"] < 100_000
 
 
 def by_hand(environ: dict[str, str], tmp_path: Path, output: str) -> None:
