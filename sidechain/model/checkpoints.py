@@ -65,7 +65,7 @@ def read(path: Path, attempt: Improving, base: bytes) -> bool:
         for name, weight in attempt.network.named_parameters():
             weight.copy_(tensors[f"weight.{name}"])
             attempt.optimizer.state[weight] = {
-                "step": torch.tensor(float(steps)),
+                "step": torch.tensor(float(steps), device=weight.device),
                 **{m: tensors[f"{m}.{name}"].to(weight.device) for m in _MOMENTS},
             }
     attempt.steps = steps

@@ -18,10 +18,12 @@ NORM_EPSILON: Final = 1e-6
 
 
 class Floats:
-    """Arithmetic[Tensor] over batches of floats; tokens and classes are int64."""
+    """Arithmetic[Tensor] over batches of floats; tokens and classes are int64. unit: what losses
+    are counted in, as parts of one."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], unit: int = MICRO) -> None:
         self._weights = weights
+        self._unit = unit
 
     def embed(self, tokens: Tensor, table: str, positions: str) -> Tensor:
         length = tokens.shape[1]
@@ -62,12 +64,17 @@ class Floats:
         return seen.transpose(1, 2).reshape(batch, length, -1)
 
     def cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
-        losses = functional.cross_entropy(x.flatten(0, -2), targets.flatten(), reduction="none")
-        return losses.view(targets.shape) * MICRO
+        if x.dim() > 2:
+            each = functional.cross_entropy(x.flatten(0, -2), targets.flatten(), reduction="none")
+            return self._counted(each.view(targets.shape))
+        return self._counted(functional.cross_entropy(x, targets, reduction="none"))
 
     def mistakes(self, x: Tensor, targets: Tensor) -> Tensor:
         wanted = x.gather(-1, targets.unsqueeze(-1))
-        return ((x >= wanted).sum(-1) != 1).to(x.dtype) * MICRO
+        return self._counted(((x >= wanted).sum(-1) != 1).to(x.dtype))
 
     def squared_error(self, x: Tensor, targets: Tensor) -> Tensor:
-        return torch.square(x - targets).mean(-1) * MICRO
+        return self._counted(torch.square(x - targets).mean(-1))
+
+    def _counted(self, losses: Tensor) -> Tensor:
+        return losses if self._unit == 1 else losses * self._unit

@@ -75,7 +75,7 @@ class Improving:
             module = DistributedDataParallel(module)
         self._module = module
         rate = rate or usual_rate(architecture)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), rate)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), rate, fused=True)
         self._batch = min(TEXT_BATCH if architecture.reads_text else BATCH, self._samples)
         self._seed = seed
         self._world = world
@@ -138,15 +138,16 @@ class _Loss(nn.Module):
         self._complexity = objective.complexity
         # Counting mistakes has no slope; cross entropy leads to fewer of them.
         self._objective = CrossEntropy() if isinstance(objective, Accuracy) else objective
+        self._weights = dict(network.named_parameters())
+        self._floats = Floats(self._weights, unit=1)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        weights = dict(self.network.named_parameters())
         made = self.network(inputs)
-        losses: Tensor = self._objective.losses(Floats(weights), made, targets).mean()
+        losses: Tensor = self._objective.losses(self._floats, made, targets).mean()
         if self._complexity:
-            squares = torch.stack([weight.square().sum() for weight in weights.values()]).sum()
-            losses = losses + self._complexity * squares
-        return losses / MICRO
+            squares = torch.stack([w.square().sum() for w in self._weights.values()]).sum()
+            losses = losses + self._complexity / MICRO * squares
+        return losses
 
 
 def _real(numbers: Tensor) -> Tensor:

@@ -30,10 +30,11 @@ class Network(nn.Module):
                 owner = owner.get_submodule(step)
             self._weights[name] = nn.Parameter(_fresh(last, shape))
             owner.register_parameter(last, self._weights[name])
+        self._floats = Floats(self._weights)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, *input_shape) -> (batch, *output_shape)"""
-        return self.architecture.forward(Floats(self._weights), inputs)
+        return self.architecture.forward(self._floats, inputs)
 
 
 def _fresh(last: str, shape: tuple[int, ...]) -> Tensor:

@@ -77,10 +77,12 @@ async def oda(data: Path, *arguments: str) -> Any:
 
 @dataclass
 class NodeProcess:
-    """`oda node --json` with these options; started again it has the same data directory."""
+    """`oda node --json` with these options; started again it has the same data directory. command:
+    another one that is a node too."""
 
     data: Path
     options: tuple[str, ...]
+    command: tuple[str, ...] = ("-m", "tests.sidechain.oda", "node")
     url: str = ""
     swarm: str = ""
     starts: int = 0
@@ -94,7 +96,7 @@ class NodeProcess:
         self.starts += 1
         self.data.mkdir(parents=True, exist_ok=True)
         log = self.data / f"log-{self.starts}"
-        command = [sys.executable, "-m", "tests.sidechain.oda", "node", "--json", *self.options]
+        command = [sys.executable, *self.command, "--json", *self.options]
         if "--port" not in self.options:
             command += ["--port", "0"]
         self._spawn(command, log)
@@ -126,6 +128,24 @@ class NodeProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(timeout=PATIENCE)
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """What it told of a kind, since the last start."""
+        text = (self.data / f"log-{self.starts}").read_text()
+        whole = [line for line in text.splitlines(keepends=True) if line.startswith("{")]
+        said = [json.loads(line) for line in whole if line.endswith("\n")]
+        return [each for each in said if each["event"] == event]
+
+    async def hears(self, event: str, **fields: object) -> dict[str, Any]:
+        """The first thing that it tells of a kind, with these fields."""
+
+        async def look() -> dict[str, Any] | None:
+            matching = (each for each in self.told(event) if fields.items() <= each.items())
+            found = next(matching, None)
+            assert found or (self.process and self.process.poll() in (None, 0)), self.said()
+            return found
+
+        return await until(look, f"{event} {fields}")
 
     async def get(self, path: str, kind: type[T]) -> T:
         async with NodeClient(self.url) as client:

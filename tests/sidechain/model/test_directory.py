@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from channels.errors import UserError
+from sidechain import version
 from sidechain.model import directory, exact, files, parts
 from sidechain.model.directory import Model
 from sidechain.model.parts import Text
@@ -33,6 +35,22 @@ def test_a_model_is_read_back(name: str, tmp_path: Path) -> None:
     opened = read.dataset.open_shard(0, KEY)
     assert exact.score(read.architecture, read.objective, read.weights, opened) == read.score()
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("learn", [b"oda-data\x01\0abc", b"what a stranger put there"])
+def test_what_is_to_be_learnt_from_is_passed_on(tmp_path: Path, learn: bytes) -> None:
+    written = replace(model("text"), learn=learn)
+    directory.write(tmp_path / "m", written)
+    read = directory.read(tmp_path / "m")
+    assert read.learn == learn
+    found = version.more_to_learn(read)
+    assert found == (Text(b"abc") if learn.startswith(b"oda") else None)
+    assert version.more_to_learn(replace(model("mlp"), learn=learn)) is None, "of another kind"
+
+
+def test_too_much_to_learn_from_is_left(tmp_path: Path) -> None:
+    directory.write(tmp_path / "m", replace(model("text"), learn=bytes(files.MAX_LEARN + 1)))
+    assert directory.read(tmp_path / "m").learn is None
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

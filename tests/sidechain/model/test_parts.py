@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from channels.errors import UserError
 from sidechain.model import parts
 from sidechain.model.parts import MAGIC, Labelled, Part, Regression, Text, fixed_point
+from tests.sidechain.model.models import labelled, regression
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(0, 99))
 
@@ -104,3 +105,21 @@ def test_real_numbers_become_fixed_point() -> None:
         with pytest.raises(UserError) as caught:
             fixed_point([[value]])
         assert caught.value.reason == "bad-dataset"
+
+
+def test_parts_of_one_kind_are_joined() -> None:
+    rows, other = labelled(3, 4, 5), labelled(2, 4, 5)
+    both = parts.join(rows, other)
+    assert isinstance(both, Labelled)
+    assert both.inputs.tolist() == rows.inputs.tolist() + other.inputs.tolist()
+    assert both.labels.tolist() == rows.labels.tolist() + other.labels.tolist()
+    assert parts.join(Text(b"ab"), Text(b"c")) == Text(b"abc")
+    numbers = parts.join(regression(2, 3, 1), regression(4, 3, 1))
+    assert isinstance(numbers, Regression) and numbers.targets.shape == (6, 1)
+    for one, another in (
+        (rows, Text(b"ab")),
+        (rows, labelled(2, 3, 5)),
+        (regression(2, 3, 1), regression(2, 3, 2)),
+    ):
+        with pytest.raises(UserError, match="can't be used"):
+            parts.join(one, another)

@@ -46,6 +46,17 @@ def test_a_candidate_gains_what_is_asked_for() -> None:
     assert looks[-1].steps == found.steps
 
 
+def test_more_is_learnt_from_and_is_not_scored() -> None:
+    few = samples(100, 0)
+    score = exact.score(ARCHITECTURE, OBJECTIVE, trained(), few)
+    start = Base(trained(), weights_root(trained()), score)
+    made = Search(ARCHITECTURE, OBJECTIVE, few, PLAN, more=samples(2000, 9))
+    assert isinstance(made._learn, Labelled) and len(made._learn.labels) == 2090
+    found = made.find(start, lambda: 1000)
+    assert found is not None
+    assert found.score == exact.score(ARCHITECTURE, OBJECTIVE, found.weights, few)
+
+
 def test_nothing_is_found_where_too_much_is_asked_for() -> None:
     looks: list[Look] = []
     assert search().find(base(), lambda: base().score, looked=looks.append) is None
