@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -60,10 +58,7 @@ class LightningNode:
 
     async def kill(self) -> None:
         """SIGKILL: it gets no chance to tidy up."""
-        pid = self.process.daemon.pid()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        await self.until_ended()
+        await asyncio.to_thread(self.process.daemon.kill)
 
     async def until_ended(self) -> None:
         async def ended() -> bool:

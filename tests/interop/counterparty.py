@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import asyncio
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
@@ -154,14 +153,7 @@ class Counterparty:
         if side is Side.ODA:
             await self.oda.kill()
             return
-        pid = self.electrum.daemon.pid()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-
-        async def ended() -> bool:
-            return self.electrum.daemon.pid() is None
-
-        await until(ended, "Electrum ends")
+        await asyncio.to_thread(self.electrum.daemon.kill)
 
     async def start(self, side: Side) -> None:
         await (self.oda.start() if side is Side.ODA else self.electrum.start(self.server_port))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -154,9 +152,7 @@ async def test_following_survives_a_bitcoind_that_dies_and_returns(own_bitcoind:
         height, start = await tip(rpc)
         async with aclosing(rpc.follow(height, start, on_outage)) as stream:
             waiting = asyncio.create_task(take(stream, 1))
-            pid = process.daemon.pid()
-            assert pid is not None
-            os.killpg(pid, signal.SIGKILL)
+            await asyncio.to_thread(process.daemon.kill)  # its port is free only when it is gone
             async with asyncio.timeout(30):
                 await noticed.wait()
             await process.start(own_bitcoind.program, own_bitcoind.port)

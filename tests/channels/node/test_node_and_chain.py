@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import stat
 from functools import partial
@@ -23,15 +21,7 @@ PUSH = Msat(200_000_000)
 
 
 async def kill_bitcoind(chain: Chain) -> None:
-    daemon = chain.process.daemon
-    pid = daemon.pid()
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-
-    async def ended() -> bool:
-        return daemon.pid() is None
-
-    await until(ended, "bitcoind ends")
+    await asyncio.to_thread(chain.process.daemon.kill)
 
 
 async def restart_bitcoind(chain: Chain) -> None:
