@@ -11,14 +11,48 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlite_utils import Database, Migrations
 
 from channels.errors import UserError
 
 
-def hold(path: Path) -> int:
+class OneWriter:
+    """Opens (creating or upgrading) the file at `path` and holds it alone until `close()`.
+
+    Nothing is durable before `commit()`. Raises UserError: "store-in-use" when another process
+    has it, "store-too-new" when a later version wrote it.
+    """
+
+    def __init__(self, path: Path, schema: Migrations) -> None:
+        self._lock = _hold(path)
+        try:
+            self._db = _connect(path, schema)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def commit(self) -> None:
+        """Make the turn durable: one fsync, or nothing when nothing was written."""
+        if self._db.in_transaction:
+            self._db.commit()
+
+    def close(self) -> None:
+        """Let go of the file; a turn that was not committed is lost, as in a crash."""
+        self._db.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _hold(path: Path) -> int:
     """Hold an advisory lock beside the file; the system drops it when the process ends.
 
     Returns the descriptor to close. Raises UserError("store-in-use").
@@ -36,7 +70,7 @@ def hold(path: Path) -> int:
     return descriptor
 
 
-def connect(path: Path, schema: Migrations) -> sqlite3.Connection:
+def _connect(path: Path, schema: Migrations) -> sqlite3.Connection:
     """The file, made or brought up to date. Raises UserError("store-too-new")."""
     # SQLite gives its -wal and -shm files the mode of the main file, so that is set first.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))

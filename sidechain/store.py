@@ -7,15 +7,14 @@ not handled here: a node that cannot write must stop.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
-from channels import database
+from channels.database import OneWriter
 from sidechain.primitives import AnyTransaction, decode_transaction
 from sidechain.schema import chain_schema
 from sidechain.scores import (
@@ -44,39 +43,12 @@ class KnownPeer:
     banned_until: int = 0
 
 
-class SqliteStore:
+class SqliteStore(OneWriter):
     """A chain.BlockStore, and what else outlives a restart: waiting transactions, scores, peers.
-
-    Opens (creating or upgrading) the file at `path` and holds it alone until `close()`. Raises
-    UserError: "store-in-use" when another process has it, "store-too-new" when a later version
-    wrote it.
-    """
+    Errors: as OneWriter's."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = database.hold(path)
-        try:
-            self._db = database.connect(path, chain_schema)
-        except BaseException:
-            os.close(self._lock)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def commit(self) -> None:
-        """Make the turn durable: one fsync, or nothing when nothing was written."""
-        if self._db.in_transaction:
-            self._db.commit()
-
-    def close(self) -> None:
-        """Let go of the file; a turn that was not committed is lost, as in a crash."""
-        self._db.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        super().__init__(path, chain_schema)
 
     # --- chain.BlockStore ------------------------------------------------------------------------
 

@@ -8,12 +8,10 @@ that cannot write must stop.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from channels import database
+from channels.database import OneWriter
 from channels.node.schema import node_schema
 from channels.node.store_coins import BlockRow, CoinTables, UtxoRow
 from channels.node.store_forwards import ForwardRow, ForwardTables
@@ -54,38 +52,19 @@ class ChannelRow:
     state: bytes
 
 
-class Store(InvoiceTable, PaymentTables, ForwardTables, CoinTables, OnchainTables, GossipTables):
-    """Opens (creating or upgrading) the file at `path` and holds it alone until `close()`.
-
-    Raises `UserError`: "store-in-use" when another process has it, "store-too-new" when a later
-    version wrote it.
-    """
+class Store(
+    InvoiceTable,
+    PaymentTables,
+    ForwardTables,
+    CoinTables,
+    OnchainTables,
+    GossipTables,
+    OneWriter,
+):
+    """A turn's tables, each part in a file of its own. Errors: as OneWriter's."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = database.hold(path)
-        try:
-            super().__init__(database.connect(path, node_schema))
-        except BaseException:
-            os.close(self._lock)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def commit(self) -> None:
-        """Make the turn durable: one fsync, or nothing when nothing was written."""
-        if self._db.in_transaction:
-            self._db.commit()
-
-    def close(self) -> None:
-        """Let go of the file; a turn that was not committed is lost, as in a crash."""
-        self._db.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        super().__init__(path, node_schema)
 
     def meta(self, name: str) -> bytes | None:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()

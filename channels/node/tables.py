@@ -8,8 +8,7 @@ import sqlite3
 class Tables:
     """Statements on the store's one connection; they join the transaction of the turn."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    _db: sqlite3.Connection
 
 
 def counted(db: sqlite3.Connection, name: str) -> int:
