@@ -24,6 +24,7 @@ from sidechain.params import Params
 from sidechain.primitives import AnyTransaction, Block
 from sidechain.protocol import (
     PROTOCOL,
+    Headers,
     Message,
     Verack,
     Version,
@@ -247,3 +248,11 @@ def until(condition: Callable[[], bool], wire: Wire, within: float) -> None:
     while not condition():
         assert wire.now < end, f"waited {within} s in vain"
         wire.wait(0.5)
+
+
+def stranger(side: Side, host: str = "10.1.0.1") -> Stranger:
+    return Stranger(side.wire, side, host).greets()
+
+
+def headers(blocks: list[Block]) -> Headers:
+    return Headers(tuple(block.header.encode() for block in blocks))
