@@ -1,7 +1,8 @@
 """`make demo`: the main job of ODA, from nothing to coins back on chain, on real parts.
 
 Read it from top to bottom: it is made to be copied. Each step uses what any program can use: the
-regtest network, a Lightning node's socket, `client.sdk`, and the `oda provider` program.
+regtest network, a Lightning node's socket, `client.sdk`, and the `oda provider` program. The second
+half is in learning.py and earning.py; school.py says who takes part.
 """
 
 from __future__ import annotations
@@ -12,14 +13,11 @@ import os
 import shutil
 import sys
 import time
-import urllib.request
-from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from rich.console import Console
 from rich.table import Table
 
 from channels.bolt.transactions import Transaction
@@ -32,87 +30,15 @@ from client import sdk
 from client.channel import Opening, close_channels, open_channel, wait_until_usable
 from regtest.accounts import Accounts
 from regtest.bitcoind import Miner, find_bitcoind
-from regtest.daemon import Daemon, free_port
-from regtest.learning import School, confirmed, learn
-from regtest.network import Network
+from regtest.daemon import free_port
+from regtest.earning import agree, desert, earn, reopen
+from regtest.learning import cheating, compete, publish, side_by_side
+from regtest.school import Demo, Learned, School, confirmed, console, note, step
 from torrent.library import Library
 
 COINS: Final = Sat(1_000_000)
 CHANNEL: Final = Sat(200_000)
 BITCOIND_MB: Final = 40
-ODA: Final = Path(sys.executable).parent / "oda"
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-@dataclass
-class Demo:
-    """The places and programs of one run. Everything lies below `data` and is made anew."""
-
-    data: Path
-    cache: Path
-    port: int
-    network: Network = field(init=False)
-    seeder: Daemon = field(init=False)
-    provider: Daemon = field(init=False)
-    school: School = field(init=False)
-    magnet: str = ""
-
-    def __post_init__(self) -> None:
-        self.network = Network(self.data / "regtest", self.cache)
-        self.seeder = Daemon("oda seed", self.data / "seeder")
-        self.provider = Daemon("oda provider", self.data / "regtest" / "provider")
-        self.school = School(self)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def socket(self, name: str) -> Path:
-        return self.data / "regtest" / "nodes" / name / "lightning-rpc"
-
-    def start_seeder(self, model: Path) -> None:
-        """Somebody else on the network has the model: a program with a data directory of its own.
-
-        What it says first is the magnet link.
-        """
-        there = f"ODA_DATA={self.seeder.directory}"
-        self.seeder.start(["env", there, str(ODA), "seed", str(model), "--json"])
-        self.seeder.wait(self._seeds, 60)
-
-    def _seeds(self) -> bool:
-        said = [line for line in self.seeder.log.read_text().splitlines() if line[:1] == "{"]
-        if said:
-            self.magnet = json.loads(said[0])["torrents"][0]["magnet"]
-        return bool(said)
-
-    def start_provider(self, *given: str, settings: Mapping[str, str] | None = None) -> None:
-        """The provider is a program of its own, so that it can be killed. given: what it serves,
-        the seeder's model by default."""
-        named = [f"ODA_PROVIDER_{name}={value}" for name, value in (settings or {}).items()]
-        served = given or ("--model", self.magnet)
-        program = (str(ODA), "provider", *served, "--port", str(self.port))
-        self.provider.start(["env", *named, *program])
-        self.provider.wait(self._answers, 120)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as answer:  # noqa: S310  # our own http URL on loopback
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def model(self) -> dict[str, Any]:
-        """What the provider says that it serves."""
-        with urllib.request.urlopen(f"{self.url}/v1/models", timeout=5) as answer:  # noqa: S310  # as above
-            entry: dict[str, Any] = json.load(answer)["data"][0]
-        return entry
-
-    async def down(self) -> None:
-        await asyncio.to_thread(self.provider.stop)
-        await asyncio.to_thread(self.seeder.stop)
-        await self.school.down()
-        await self.network.down()
 
 
 @dataclass
@@ -126,14 +52,6 @@ class Totals:
     exposure_limit: Msat = Msat(0)
 
 
-def step(number: int, text: str) -> None:
-    console.print(f"\n[bold cyan]{number}.[/] [bold]{text}[/]")
-
-
-def note(text: str) -> None:
-    console.print(f"   [dim]{text}[/]")
-
-
 # --- the story -----------------------------------------------------------------------------------
 
 
@@ -141,47 +59,8 @@ async def tell(demo: Demo) -> dict[str, object]:
     """The whole demo. Returns what its last line says."""
     began = time.monotonic()
     totals = Totals()
-    model = await prepare(demo)
-
-    step(1, "A network: bitcoind, and a Lightning node each for a user and a provider")
-    with progress("Starting") as show:
-        await demo.network.up(["user"], COINS, show)
-        await demo.network.up(["provider"], Sat(0), show)
-        show(0, None, "The provider fetches its model")
-        await asyncio.to_thread(demo.start_seeder, model)
-        await asyncio.to_thread(demo.start_provider)
-    note(f"The user has {COINS:,} sat on chain, the provider nothing. It sells on {demo.url}")
-    await fetched(demo)
-
-    async with Lightning(demo.socket("user")) as user, Lightning(demo.socket("provider")) as seller:
-        before = await confirmed(user), await confirmed(seller)
-        opening = await open_a_channel(demo, user, seller)
-
-        async with sdk.connect(demo.url, demo.socket("user")) as client:
-            step(3, "An answer that streams while it is paid for")
-            await ask(client, totals, "How do I define a class?", seed=1, tokens=300)
-
-            step(4, "The provider is killed (-9) in the middle of an answer, and comes back")
-            whole = await ask(
-                client, totals, "When is an exception raised?", seed=1, tokens=300, disturb=demo
-            )
-
-            step(5, "The user leaves an answer half-way and takes the rest back")
-            part = await ask(
-                client, totals, "When is an exception raised?", seed=1, tokens=300, leave_after=120
-            )
-            same = "is" if whole.startswith(part) else "IS NOT"
-            note(f"As far as it went it {same} what the interrupted answer said: same question,")
-            note("same seed, so the kill changed nothing in it and nothing was charged twice.")
-            for refund in await client.close():
-                note(f"Session closed: {refund.paid_msat} msat paid, {refund.spent_msat} spent,")
-                note(f"{refund.received_msat} back over Lightning ({refund.status}).")
-                late = refund.spent_msat - totals.spent
-                note(f"({late} msat are tokens that were on their way when the user left.)")
-
-        step(6, "The channel closes, and the coins are on chain again")
-        accounts = await close_and_count(demo, user, seller, opening, before)
-
+    await start(demo, 1)
+    accounts = await pay_as_it_streams(demo, totals, 2)
     table(accounts)
     learned = await learn(demo.school, 7)
     return {
@@ -199,6 +78,66 @@ async def tell(demo: Demo) -> dict[str, object]:
         **asdict(learned),
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+async def start(demo: Demo, number: int) -> None:
+    model = await prepare(demo)
+    step(number, "A network: bitcoind, and a Lightning node each for a user and a provider")
+    with progress("Starting") as show:
+        await demo.network.up(["user"], COINS, show)
+        await demo.network.up(["provider"], Sat(0), show)
+        show(0, None, "The provider fetches its model")
+        await asyncio.to_thread(demo.start_seeder, model)
+        await asyncio.to_thread(demo.start_provider)
+    note(f"The user has {COINS:,} sat on chain, the provider nothing. It sells on {demo.url}")
+    await fetched(demo)
+
+
+async def pay_as_it_streams(demo: Demo, totals: Totals, number: int) -> Accounts:
+    """One channel from its opening to its close, and three answers in between."""
+    async with Lightning(demo.socket("user")) as user, Lightning(demo.socket("provider")) as seller:
+        before = await confirmed(user), await confirmed(seller)
+        opening = await open_a_channel(demo, user, seller, number)
+        await three_answers(demo, totals, number + 1)
+        step(number + 4, "The channel closes, and the coins are on chain again")
+        return await close_and_count(demo, user, seller, opening, before)
+
+
+async def three_answers(demo: Demo, totals: Totals, number: int) -> None:
+    async with sdk.connect(demo.url, demo.socket("user")) as client:
+        step(number, "An answer that streams while it is paid for")
+        await ask(client, totals, "How do I define a class?", seed=1, tokens=300)
+
+        step(number + 1, "The provider is killed (-9) in the middle of an answer, and comes back")
+        whole = await ask(
+            client, totals, "When is an exception raised?", seed=1, tokens=300, disturb=demo
+        )
+
+        step(number + 2, "The user leaves an answer half-way and takes the rest back")
+        part = await ask(
+            client, totals, "When is an exception raised?", seed=1, tokens=300, leave_after=120
+        )
+        same = "is" if whole.startswith(part) else "IS NOT"
+        note(f"As far as it went it {same} what the interrupted answer said: same question,")
+        note("same seed, so the kill changed nothing in it and nothing was charged twice.")
+        for refund in await client.close():
+            note(f"Session closed: {refund.paid_msat} msat paid, {refund.spent_msat} spent,")
+            note(f"{refund.received_msat} back over Lightning ({refund.status}).")
+            late = refund.spent_msat - totals.spent
+            note(f"({late} msat are tokens that were on their way when the user left.)")
+
+
+async def learn(school: School, number: int) -> Learned:
+    """From an untrained model to trainers and producers who are paid. number: of the first step."""
+    await publish(school, number)
+    await compete(school, number + 1)
+    await side_by_side(school, number + 2)
+    await cheating(school, number + 3)
+    await earn(school, number + 4)
+    await agree(school, number + 5)
+    await desert(school, number + 6)
+    await reopen(school)
+    return school.learned
 
 
 async def prepare(demo: Demo) -> Path:
@@ -232,9 +171,9 @@ async def fetched(demo: Demo) -> None:
     await asyncio.to_thread(demo.seeder.kill)
 
 
-async def open_a_channel(demo: Demo, user: Lightning, seller: Lightning) -> Opening:
+async def open_a_channel(demo: Demo, user: Lightning, seller: Lightning, number: int) -> Opening:
     """What `oda open` does. The provider's reserve is pushed to it, so that it can refund."""
-    step(2, "The user opens a payment channel with the provider")
+    step(number, "The user opens a payment channel with the provider")
     info = await seller.getinfo()
     address = f"{info.binding[0].address}:{info.binding[0].port}"
     opening = await open_channel(user, info.id, address, CHANNEL)
