@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from channels.errors import UserError
-from sidechain.model import architecture as architectures
 from sidechain.model import bundle, directory, files, registry, trainer, weights
-from sidechain.model.architecture import Architecture, ByteTransformer, ByteTransformerModule
+from sidechain.model.architecture import ByteTransformer, ByteTransformerModule
 from sidechain.model.dataset import python_documentation
 from sidechain.model.files import read_plain
 from sidechain.model.trainer import Budget, Progress
@@ -68,7 +67,7 @@ def load(path: Path, *, name: str | None = None, infohash: bytes | None = None) 
 
 def _check_reads_text(path: Path) -> None:
     architecture = registry.decode(read_plain(path / bundle.ARCHITECTURE, registry.MAX_JSON))
-    if not architecture.reads_text or not isinstance(architecture, architectures.Architecture):
+    if not isinstance(architecture, ByteTransformer):
         raise UserError(
             "not-a-text-model",
             f"The model in {path} reads numbers and not text, so nobody can chat with it; "
@@ -92,7 +91,7 @@ def first_model(
     progress: Progress | None = None,
     *,
     budget: Budget = FIRST_TRAINING,
-    architecture: Architecture | None = None,
+    architecture: ByteTransformer | None = None,
 ) -> Path:
     """The directory of a model to begin with, trained when there is none that can be read.
 

@@ -12,18 +12,15 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import msgspec
 import torch
 from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn import functional
 
-from channels.errors import UserError
 from sidechain.model.arithmetic import MAX_PARAMETERS, Arithmetic, T
 from sidechain.model.floats import NORM_EPSILON
 
 VOCABULARY: Final = 256
-MAX_JSON: Final = 4096
 
 
 class ByteTransformer(Struct, frozen=True, forbid_unknown_fields=True, tag="byte-transformer"):
@@ -101,31 +98,6 @@ class ByteTransformer(Struct, frozen=True, forbid_unknown_fields=True, tag="byte
     def build(self) -> ByteTransformerModule:
         """A module with fresh weights, drawn from torch's global generator."""
         return ByteTransformerModule(self)
-
-
-Architecture = ByteTransformer
-"""The union of what can be served; a second one joins with `|`."""
-
-
-def encode(architecture: Architecture) -> bytes:
-    """`{"type":"byte-transformer","width":64,…}`: always the same bytes for the same values."""
-    return msgspec.json.encode(architecture)
-
-
-def decode(data: bytes) -> Architecture:
-    """Raises UserError("bad-architecture") for anything that is not in the registry."""
-    try:
-        if len(data) > MAX_JSON:
-            raise ValueError(f"it is longer than {MAX_JSON} bytes")
-        architecture = msgspec.json.decode(data, type=Architecture)
-        if encode(architecture) != data:
-            # One spelling for each architecture: hashes of it identify models.
-            raise ValueError("it is not written as encode() writes it")
-        return architecture
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise UserError(
-            "bad-architecture", f"The architecture can't be used: {error}; take another model."
-        ) from None
 
 
 class Cache:

@@ -19,9 +19,8 @@ from msgspec import Struct
 from safetensors.torch import save
 
 from channels.errors import UserError
-from sidechain.model import architecture as architectures
-from sidechain.model import weights
-from sidechain.model.architecture import Architecture, ByteTransformerModule
+from sidechain.model import registry, weights
+from sidechain.model.architecture import ByteTransformer, ByteTransformerModule
 from sidechain.model.files import read_plain
 
 ARCHITECTURE: Final = "architecture.json"
@@ -48,7 +47,7 @@ class Bundle(Struct, frozen=True):
     module: ByteTransformerModule
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> ByteTransformer:
         return self.module.architecture
 
 
@@ -72,7 +71,7 @@ def write(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for file, data in (
-        (ARCHITECTURE, architectures.encode(module.architecture)),
+        (ARCHITECTURE, registry.encode(module.architecture)),
         (WEIGHTS, tensors),
         (MANIFEST, msgspec.json.encode(manifest)),
     ):
@@ -90,9 +89,9 @@ def read(directory: Path) -> Bundle:
     """Raises UserError, its reason "missing-model" when there is nothing, else "bad-…"."""
     if not directory.is_dir():
         raise UserError("missing-model", f"There is no model in {directory}; train or fetch one.")
-    architecture = architectures.decode(
-        read_plain(directory / ARCHITECTURE, architectures.MAX_JSON)
-    )
+    architecture = registry.decode(read_plain(directory / ARCHITECTURE, registry.MAX_JSON))
+    if not isinstance(architecture, ByteTransformer):
+        raise _bad("architecture", "it reads numbers and not text")
     try:
         manifest = msgspec.json.decode(read_plain(directory / MANIFEST, MAX_JSON), type=Manifest)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
@@ -103,7 +102,7 @@ def read(directory: Path) -> Bundle:
     return Bundle(manifest, _module(architecture, data))
 
 
-def _module(architecture: Architecture, data: bytes) -> ByteTransformerModule:
+def _module(architecture: ByteTransformer, data: bytes) -> ByteTransformerModule:
     """`data` holds float32 as write() wrote it, or int16 as the chain knows weights."""
     tensors = weights.parse(data)
     shapes = architecture.shapes()
@@ -119,7 +118,7 @@ def _module(architecture: Architecture, data: bytes) -> ByteTransformerModule:
 
 
 def with_weights(
-    architecture: Architecture, tensors: Mapping[str, torch.Tensor]
+    architecture: ByteTransformer, tensors: Mapping[str, torch.Tensor]
 ) -> ByteTransformerModule:
     """A module ready to generate with; float32 tensors of the architecture's names and shapes."""
     module = architecture.build()

@@ -25,6 +25,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from channels.errors import UserError
+from sidechain.model import canonical
 from sidechain.model.arithmetic import WEIGHT_BITS, Arithmetic, T
 
 MAX_JSON: Final = 512
@@ -79,16 +80,12 @@ def encode(objective: Objective) -> bytes:
 def decode(data: bytes) -> Objective:
     """Raises UserError("bad-objective") for anything else than what encode() writes."""
     try:
-        if len(data) > MAX_JSON:
-            raise ValueError(f"it is longer than {MAX_JSON} bytes")
-        objective: Objective = msgspec.json.decode(data, type=Objective)
-        if encode(objective) != data:
-            raise ValueError("it is not written as encode() writes it")
-        return objective
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        objective: Objective = canonical.decode(data, Objective, MAX_JSON)
+    except ValueError as error:
         raise UserError(
             "bad-objective", f"The objective can't be used: {error}; take another model."
         ) from None
+    return objective
 
 
 def complexity_cost(objective: Objective, weights: Mapping[str, Tensor]) -> int:

@@ -6,16 +6,17 @@ the proof that scoring is exact, its cost, training and the float comparison all
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from channels.errors import UserError
+from sidechain.model import canonical
 from sidechain.model.architecture import ByteTransformer
 from sidechain.model.arithmetic import Arithmetic, T
 from sidechain.model.classifiers import Cnn, Mlp
 
-MAX_JSON = 4096
+MAX_JSON: Final = 4096
 
 Architecture = ByteTransformer | Mlp | Cnn
 """Told apart by `"type"` in their JSON: byte-transformer, mlp, cnn."""
@@ -52,14 +53,9 @@ def encode(architecture: Architecture) -> bytes:
 def decode(data: bytes) -> Architecture:
     """Raises UserError("bad-architecture") for anything that is not in the registry."""
     try:
-        if len(data) > MAX_JSON:
-            raise ValueError(f"it is longer than {MAX_JSON} bytes")
-        architecture: Architecture = msgspec.json.decode(data, type=Architecture)
-        if encode(architecture) != data:
-            # One spelling for each architecture: hashes of it identify models.
-            raise ValueError("it is not written as encode() writes it")
-        return architecture
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        architecture: Architecture = canonical.decode(data, Architecture, MAX_JSON)
+    except ValueError as error:
         raise UserError(
             "bad-architecture", f"The architecture can't be used: {error}; take another model."
         ) from None
+    return architecture

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from channels.errors import UserError
-from sidechain.model.architecture import Architecture, ByteTransformerModule
+from sidechain.model.architecture import ByteTransformer, ByteTransformerModule
 from sidechain.model.dataset import HOLD_OUT, split
 
 BATCH: Final = 16
@@ -53,7 +53,7 @@ class Trained:
 
 
 def train(
-    architecture: Architecture,
+    architecture: ByteTransformer,
     text: bytes,
     budget: Budget,
     *,

@@ -1,10 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from channels.errors import UserError
-from sidechain.model import architecture as architectures
 from sidechain.model.architecture import ByteTransformer, Cache
 
 
@@ -29,44 +25,3 @@ def test_reading_byte_by_byte_gives_what_reading_at_once_does() -> None:
     cache = Cache(module.architecture)
     steps = [module.step(int(token), i, cache) for i, token in enumerate(tokens[0])]
     torch.testing.assert_close(torch.stack(steps), module(tokens)[0].detach())
-
-
-def test_json_is_read_back() -> None:
-    architecture = ByteTransformer(width=32, blocks=1, heads=2, context=64)
-    data = b'{"type":"byte-transformer","width":32,"blocks":1,"heads":2,"context":64}'
-    assert architectures.encode(architecture) == data
-    assert architectures.decode(data) == architecture
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b'{"type":"pickle"}',
-        b'{"type":"byte-transformer","code":"import os"}',
-        b'{"type":"byte-transformer","width":64.5}',
-        b'{"type":"byte-transformer","width":-64}',
-        b'{"type":"byte-transformer","width":2048,"heads":32,"blocks":64}',
-        b'{"type":"byte-transformer","width":100000000000000000000}',
-        b'{"type":"byte-transformer","heads":3}',
-        b'{"type":"byte-transformer","heads":2}',
-        b'{"type":"byte-transformer","blocks":1000000000}',
-        b'{"type":"byte-transformer","context":1}',
-        b'{"type":"byte-transformer"}',
-        b'{"type":"byte-transformer","width":64,"blocks":2,"heads":4,"context":64} ',
-        b'{"type":"byte-transformer"}' + b" " * 4096,
-        b"[" * 4000,
-    ],
-)
-def test_what_is_not_in_the_registry_is_refused(data: bytes) -> None:
-    with pytest.raises(UserError) as caught:
-        architectures.decode(data)
-    assert caught.value.reason == "bad-architecture"
-
-
-@given(st.binary(max_size=100))
-def test_no_bytes_make_it_fail_in_another_way(data: bytes) -> None:
-    with pytest.raises(UserError):
-        architectures.decode(data)

@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.errors import UserError
-from sidechain.model import architecture as text_architectures
 from sidechain.model import registry
 from sidechain.model.architecture import ByteTransformer
 from sidechain.model.classifiers import Cnn, Mlp
@@ -21,8 +20,10 @@ def test_json_is_read_back(name: str) -> None:
     assert registry.decode(registry.encode(architecture)) == architecture
 
 
-def test_text_models_are_written_as_before() -> None:
-    assert registry.encode(ByteTransformer()) == text_architectures.encode(ByteTransformer())
+def test_one_spelling() -> None:
+    architecture = ByteTransformer(width=32, blocks=1, heads=2, context=64)
+    data = b'{"type":"byte-transformer","width":32,"blocks":1,"heads":2,"context":64}'
+    assert registry.encode(architecture) == data
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,21 @@ def test_text_models_are_written_as_before() -> None:
         b'{"type":"cnn","height":3,"width":8,"filters":[1,1],"outputs":1,"channels":1,"kernel":3}',
         b'{"type":"cnn","height":9999,"width":9999,"filters":[1],"outputs":1,"channels":1,"kernel":3}',
         b'{"type":"cnn","height":8,"width":8,"filters":[9999,9999],"outputs":1,"channels":1,"kernel":7}',
+        b"[]",
+        b"{}",
+        b'{"type":"pickle"}',
+        b'{"type":"byte-transformer","code":"import os"}',
+        b'{"type":"byte-transformer","width":64.5}',
+        b'{"type":"byte-transformer","width":-64}',
+        b'{"type":"byte-transformer","width":2048,"heads":32,"blocks":64}',
+        b'{"type":"byte-transformer","width":100000000000000000000}',
+        b'{"type":"byte-transformer","heads":3}',
+        b'{"type":"byte-transformer","heads":2}',
+        b'{"type":"byte-transformer","blocks":1000000000}',
+        b'{"type":"byte-transformer","context":1}',
+        b'{"type":"byte-transformer"}',
+        b'{"type":"byte-transformer","width":64,"blocks":2,"heads":4,"context":64} ',
+        b'{"type":"byte-transformer"}' + b" " * 4096,
         b"[" * 4000,
         b" " * 4097,
     ],
