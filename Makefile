@@ -35,7 +35,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 benchmark: $(VENV)/.dev
-	@for each in benchmarks/*.py; do echo "== $$each"; $(BIN)/python $$each || exit 1; done
+	@for each in benchmarks/*.py; do \
+	   echo "== $$each"; $(BIN)/python -m "benchmarks.$$(basename $$each .py)" || exit 1; \
+	 done
 
 # What pip would take for torch decides the size of the download: a CPU build where pip's
 # configuration names an index or folder that has one, the CUDA build otherwise on Linux.
