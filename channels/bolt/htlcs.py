@@ -124,7 +124,8 @@ class UpdateLog(msgspec.Struct, kw_only=True):
 
     `local_msat` and `remote_msat` are what each side has once every HTLC in `htlcs` is failed;
     HTLCs whose removal is DONE are folded into them. Fee updates come from the opener alone; the
-    first entry is the feerate in force on both sides.
+    first entry is the feerate in force on both sides. `lowest_msat` and `highest_msat` are what
+    `local_msat` has been, None as long as it has not changed.
     """
 
     opener: bool  # we opened the channel, so we pay the commitment fees (BOLT 2)
@@ -134,6 +135,8 @@ class UpdateLog(msgspec.Struct, kw_only=True):
     htlcs: list[LiveHtlc] = msgspec.field(default_factory=list)
     next_local_id: int = 0
     next_remote_id: int = 0
+    lowest_msat: Msat | None = None
+    highest_msat: Msat | None = None
 
     def feerate(self, view: View) -> FeeratePerKw:
         return next(
@@ -158,6 +161,15 @@ class UpdateLog(msgspec.Struct, kw_only=True):
             else:
                 local, remote = local + gained, remote - htlc.amount_msat
         return Msat(local), Msat(remote)
+
+    @property
+    def extremes(self) -> tuple[Msat, Msat]:
+        """The least and the most that `local_msat` ever was."""
+        low, high = self.lowest_msat, self.highest_msat
+        return (
+            self.local_msat if low is None else low,
+            self.local_msat if high is None else high,
+        )
 
     def find(self, ours: bool, htlc_id: int) -> LiveHtlc | None:
         return next((h for h in self.htlcs if h.ours == ours and h.id == htlc_id), None)
@@ -197,9 +209,12 @@ class UpdateLog(msgspec.Struct, kw_only=True):
         gone = [h for h in self.htlcs if h.removed is Stage.DONE]
         for htlc in gone:
             if htlc.payment_preimage is not None:
+                low, high = self.extremes
                 sign = -1 if htlc.ours else 1
                 self.local_msat = Msat(self.local_msat + sign * htlc.amount_msat)
                 self.remote_msat = Msat(self.remote_msat - sign * htlc.amount_msat)
+                self.lowest_msat = min(low, self.local_msat)
+                self.highest_msat = max(high, self.local_msat)
         if gone:
             self.htlcs = [h for h in self.htlcs if h.removed is not Stage.DONE]
         return gone

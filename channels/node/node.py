@@ -105,7 +105,7 @@ class Node:
         """Load what is stored, listen on `host:port` (port 0: any), follow the chain."""
         for row in self.store.load_channels():
             if not row.closed:
-                self.add_channel(self._restored(row))
+                self.add_channel(self.restored(row))
         self.gossip.start()
         self.onchain.start()
         self.tracker.start()
@@ -167,7 +167,8 @@ class Node:
             None,
         )
 
-    def _restored(self, row: ChannelRow) -> Channel:
+    def restored(self, row: ChannelRow) -> Channel:
+        """A channel as it was stored, with its keys."""
         state = decode_state(row.state)
         return Channel(
             state,
@@ -244,7 +245,11 @@ class Node:
         for channel in self._dirty.values():
             state = channel.state
             # A channel in OPENING has no signature of ours out: it is not remembered (BOLT 2).
-            if state.state is not State.OPENING:
+            if state.state is State.CLOSED and state.spent_height is None:
+                # A peer began it and never funded it: there would be no end of those.
+                self.forget_channel(channel)
+                self.store.forget_channel(state.index)
+            elif state.state is not State.OPENING:
                 self.onchain.remember(channel)
                 self.store.save_channel(
                     ChannelRow(

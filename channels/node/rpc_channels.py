@@ -42,7 +42,6 @@ _STATUS = {
     State.FAILED: "Attempting to unilaterally close channel",
     State.SPEND_SEEN: "Saw the funding output spent; a reorganization has undone it",
     State.ONCHAIN: "The funding output is spent on chain",
-    State.CLOSED: "Closed",
 }
 
 
@@ -285,6 +284,7 @@ class ChannelMethods:
             and arguments["short_channel_id"] in (None, c.state.short_channel_id)
             and arguments["channel_id"] in (None, c.state.channel_id)
             and c.state.remote is not None
+            and c.state.state is not State.CLOSED  # listclosedchannels has those
         ]
         return {"channels": [self._describe(c) for c in chosen]}
 

@@ -92,6 +92,10 @@ class Store(
         row = (channel.index, channel.peer_id, int(channel.closed), channel.state)
         self._db.execute("INSERT OR REPLACE INTO channels VALUES (?, ?, ?, ?)", row)
 
+    def forget_channel(self, index: int) -> None:
+        """Nothing ever came of it."""
+        self._db.execute("DELETE FROM channels WHERE channel_index = ?", (index,))
+
     def load_channels(self) -> list[ChannelRow]:
         """All channels, closed ones too, by index."""
         rows = self._db.execute(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+from functools import partial
 from typing import Any
 
 import pytest
 from pyln.client import LightningRpc, RpcError
 
+from channels.units import Sat
 from tests.conformance.conftest import CHANNEL, PUSH, Pair, ask, code_of, new_node
 from tests.nodes import LightningNode, until
 from tests.vectors import lightningd_messages
@@ -76,6 +78,7 @@ async def test_unknown_methods(pair: Pair, method: str) -> None:
         ("disconnect", {"id": "nobody"}),
         ("listpeers", {"id": "nobody"}),
         ("listpeerchannels", {"id": "nobody"}),
+        ("listclosedchannels", {"id": "nobody"}),
         ("close", {"id": "nobody"}),
         ("xpay", {"invstring": "lnbcrt1nonsense"}),
         ("pay", {"bolt11": "lnbcrt1nonsense"}),
@@ -264,6 +267,40 @@ async def test_opening_and_closing(pair: Pair) -> None:
     await until(paid_out, "the closing transaction pays to the address that was asked for")
     await ask(bob, "listpeerchannels")
     assert await code_of(bob, "close", id="00" * 32) == INVALID_PARAMS
+
+
+async def test_channels_that_are_history(pair: Pair) -> None:
+    """After 100 more blocks (regtest's embedded nodes: 6) nothing can undo a close."""
+    alice, bob = pair.alice, pair.bob
+    opened = await pair.nodes.open(alice, bob, Sat(200_000), push_msat=20_000_000, announce=False)
+    channel_id = opened["channel_id"]
+    (live,) = (await ask(alice, "listpeerchannels", channel_id=channel_id))["channels"]
+    closed = await ask(alice, "close", id=channel_id)
+
+    async def forgotten(node: LightningNode) -> dict[str, Any] | None:
+        entries = (await ask(node, "listclosedchannels"))["closedchannels"]
+        return next((e for e in entries if e["channel_id"] == channel_id), None)
+
+    assert await forgotten(alice) is None
+    await pair.nodes.mine(101)
+    for node, opener, peer in ((alice, "local", bob), (bob, "remote", alice)):
+        entry = await until(partial(forgotten, node), "the channel is history")
+        assert entry["peer_id"] == peer.id
+        assert (entry["opener"], entry["closer"]) == (opener, opener)
+        assert entry["close_cause"] == ("user" if node is alice else "remote")
+        assert entry["private"] is True
+        assert entry["total_msat"] == 200_000_000
+        assert entry["funding_pushed_msat"] == 20_000_000
+        ours = 180_000_000 if node is alice else 20_000_000
+        assert entry["final_to_us_msat"] == entry["min_to_us_msat"] == entry["max_to_us_msat"]
+        assert entry["final_to_us_msat"] == ours
+        assert entry["total_htlcs_sent"] == 0
+        assert entry["funding_txid"] == live["funding_txid"]
+        assert entry["last_commitment_txid"] == closed["txids"][0]
+        left = await ask(node, "listpeerchannels")
+        assert channel_id not in {c.get("channel_id") for c in left["channels"]}
+        chosen = await ask(node, "listclosedchannels", id=NOBODY)
+        assert chosen["closedchannels"] == []
 
 
 # --- invoices -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from channels.units import Msat, Sat
@@ -82,8 +83,17 @@ async def test_a_peer_that_is_gone_is_not_needed(nodes: Nodes) -> None:
         assert before - 2_000 < gained[node.process.name] < before
     await nodes.mine(DELAY, alice, bob)
     for node in (alice, bob):
-        await node.until_state("CLOSED")
+        closed = await until(partial(history, node), "the channel is history")
+        local = node is alice
+        assert closed["closer"] == ("local" if local else "remote")
+        assert closed["close_cause"] == ("user" if local else "onchain")
+        assert closed["final_to_us_msat"] == (1000 * CHANNEL - PUSH if local else PUSH)
         assert await node.rpc.listcloses() == []
+
+
+async def history(node: LightningNode) -> dict[str, Any] | None:
+    closed = (await node.rpc.call("listclosedchannels"))["closedchannels"]
+    return closed[0] if closed else None
 
 
 async def output_list(node: LightningNode) -> list[dict[str, Any]]:
