@@ -17,25 +17,39 @@ from typing import Any, Final
 import msgspec
 
 from channels import receipts
-from channels.errors import OdaError, RemoteProtocolError, UserError
+from channels.errors import OdaError, RemoteProtocolError
 from channels.http.payer import Effect, SendCredential
 from channels.http.scheme import parse_challenges
 from channels.units import Msat
 from client.provider import ProviderRefused, ProviderUnreachable, Stream, spent_msat
+from client.question import Question
 from client.session import BACK_OFF, PATIENCE, PaidSession
 from client.sse import ServerEvent
 from client.store import AnswerRow
-from provider.api import DONE, MAX_BODY
+from provider.api import DONE
 
-MESSAGE_TOKENS: Final = 16
-"""What a chat template may add around one message, at most."""
 BUSY: Final = 503
+CALL_TOKENS: Final = 64
+"""What a template may have a model write around one call of a tool, at most."""
 
 # Events ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """The JSON of one event of the answer, as the provider sent it: whatever is in it.
+
+    is_silent: whether it brings nothing of the answer itself, neither text nor a call of a tool.
+    """
+
+    data: str
+    is_silent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
+    """What a `Chunk` said, if it said something."""
+
     text: str
 
 
@@ -80,18 +94,49 @@ class Done:
     cost: Cost
 
 
-Event = Text | Cost | TopUp | Interrupted | Done
+Event = Chunk | Text | Cost | TopUp | Interrupted | Done
 
 # What travels ------------------------------------------------------------------------------------
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_Call] | None = None
 
 
 class _Choice(msgspec.Struct):
+    """text: of a plain completion."""
+
     delta: _Delta = msgspec.field(default_factory=_Delta)
+    text: str | None = None
     finish_reason: str | None = None
+
+    @property
+    def said(self) -> str:
+        return self.delta.content or self.text or ""
+
+    @property
+    def besides(self) -> int:
+        """The most bytes that were generated and are not what it said: one token has at least
+        one, so this bounds them."""
+        delta = self.delta
+        texts = [delta.refusal, delta.reasoning, delta.reasoning_content]
+        calls = delta.tool_calls or ()
+        texts += [text for call in calls for text in (call.function.name, call.function.arguments)]
+        named = sum(call.function.name is not None for call in calls)
+        return named * CALL_TOKENS + sum(_bytes(text or "") for text in texts)
 
 
 class _Usage(msgspec.Struct):
@@ -110,37 +155,6 @@ class _Chunk(msgspec.Struct):
     error: _Error | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A request as it is sent, and what bounds the cost of it.
-
-    max_input, max_tokens: None where there is no bound of our own.
-    stop_bytes: text that may be generated, charged and held back.
-    """
-
-    body: bytes
-    max_input: int
-    max_tokens: int | None
-    stop_bytes: int
-
-    @classmethod
-    def of(cls, request: dict[str, Any], context: int | None) -> Question:
-        """Raises UserError `body-too-large`."""
-        texts = [str(message.get("content") or "") for message in request["messages"]]
-        bound = sum(len(text.encode()) + MESSAGE_TOKENS for text in texts) + MESSAGE_TOKENS
-        stop = request.get("stop") or ()
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        body = msgspec.json.encode(request)
-        if len(body) > MAX_BODY:
-            raise UserError("body-too-large", f"A question has at most {MAX_BODY} bytes.")
-        return cls(
-            body,
-            bound if context is None else min(bound, context),
-            request.get("max_tokens"),
-            max((len(text.encode()) for text in stops), default=0),
-        )
-
-
 class Answer:
     """row: how far it was read; `events` goes on from there."""
 
@@ -148,7 +162,7 @@ class Answer:
         header = sent.credential.to_header()
         self.row = AnswerRow(sent.credential.challenge.id, header, question.body)
         self._session = session
-        self._question = question
+        self.question = question
         self._sent = sent
         self._input = 0
         self._output = 0
@@ -240,7 +254,9 @@ class Answer:
 
     async def _connect(self) -> AsyncGenerator[Event, None]:
         session, row = self._session, self.row
-        async with session.provider.stream(row.body, row.authorization, row.last_event_id) as sent:
+        async with session.provider.stream(
+            self.question, row.authorization, row.last_event_id
+        ) as sent:
             if not sent.is_stream:
                 raise RemoteProtocolError("not-a-stream", "The provider did not stream its answer.")
             session.answered(self._sent, sent.challenges)
@@ -306,13 +322,15 @@ class Answer:
         if chunk.error is not None:
             reason = str(chunk.error.code or "answer-failed").replace("_", "-")
             raise ProviderRefused(reason, chunk.error.message[:500], 200)
-        text = "".join(choice.delta.content or "" for choice in chunk.choices)
-        self._text_bytes += len(text.encode("utf-8", "replace"))
+        text = "".join(choice.said for choice in chunk.choices)
+        besides = sum(choice.besides for choice in chunk.choices)
+        self._text_bytes += _bytes(text) + besides
         for choice in chunk.choices:
             self._finish = choice.finish_reason or self._finish
-        self._count(event.id, bool(text), chunk.usage)
+        self._count(event.id, bool(text or besides), chunk.usage)
         self._note(event)
-        return (Text(text), self.cost) if text else ()
+        passed = Chunk(event.data, is_silent=not text and not besides)
+        return (passed, Text(text), self.cost) if text else (passed,)
 
     def _note(self, event: ServerEvent) -> None:
         """An event of the answer was taken: a receipt will be held against it."""
@@ -332,7 +350,7 @@ class Answer:
         if usage is not None:
             counted = (usage.prompt_tokens, usage.completion_tokens)
         input_tokens, output_tokens = counted or (self._input, self._output + has_text)
-        question = self._question
+        question = self.question
         most = self._text_bytes + question.stop_bytes
         if question.max_tokens is not None:
             most = min(most, question.max_tokens)
@@ -358,7 +376,7 @@ class Answer:
         if self._input or not self._output or value.terms is None or not value.terms.input_msat:
             return
         tokens, rest = divmod(spent - value.served, value.terms.input_msat)
-        if not rest and 0 < tokens <= self._question.max_input:
+        if not rest and 0 < tokens <= self.question.max_input:
             self._input = tokens
             self._session.served(tokens, 0)
 
@@ -395,14 +413,14 @@ class Answer:
             return
         if offers:
             session.offered(offers)
-        unpaid = 0 if self._output else self._question.max_input
+        unpaid = 0 if self._output else self.question.max_input
         effects = session.apply(session.value.need_topup(unpaid, session.now()))
         if effects:
             self._start_topup(effects)
 
     def _start_topup(self, effects: Sequence[Effect]) -> None:
         self._topup_failure = None
-        self._topup = asyncio.create_task(self._session.top_up(effects, self._question.body))
+        self._topup = asyncio.create_task(self._session.top_up(effects, self.question))
 
     def _topup_ended(self, task: asyncio.Task[Msat]) -> TopUp | None:
         """Raises the failure of a top-up where the stream can't go on without it, or where the
@@ -438,7 +456,14 @@ class Answer:
             await self._topup
 
 
-_CAPS: Final = ("session-cap-reached", "day-cap-reached", "exposure-limit")
+_CAPS: Final = (
+    "request-cap-reached",
+    "session-cap-reached",
+    "hour-cap-reached",
+    "day-cap-reached",
+    "total-cap-reached",
+    "exposure-limit",
+)
 
 
 async def _next(events: AsyncIterator[ServerEvent]) -> ServerEvent | None:
@@ -451,6 +476,10 @@ def _position(event_id: str) -> tuple[int, int] | None:
     if len(parts) != 4 or not all(p.isascii() and p.isdecimal() and len(p) < 10 for p in parts[1:]):
         return None
     return int(parts[2]), int(parts[3])
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _object(data: str) -> dict[str, Any]:

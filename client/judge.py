@@ -58,6 +58,7 @@ class Judge:
         self._last = now
         self._waiting = False
         self._length = 0
+        self._said_something = False
         self._tail = ""
         self._looked = 0
         self._parts: list[str] = []
@@ -73,6 +74,11 @@ class Judge:
             return None
         self._looked = self._length
         return _garbage(self._tail) or _repetition(self._tail)
+
+    def alive(self, now: float) -> None:
+        """Something has come that is more than an empty event; it need not be text."""
+        self._last = now
+        self._said_something = True
 
     def paying(self, now: float, *, waiting: bool) -> None:
         """Whether the stream waits for our own payment: that is no stall."""
@@ -93,14 +99,19 @@ class Judge:
         """When tick() will find a stall, if nothing comes before."""
         return None if self._waiting else self._last + self._limits.stall
 
-    def end(self, output_tokens: int) -> Fault | None:
-        """The answer is complete; output_tokens were charged for it."""
-        if not self._length:
+    def end(self, output_tokens: int, *, is_cut: bool = False) -> Fault | None:
+        """The answer is complete; output_tokens were charged for it.
+
+        is_cut: it ended because no more tokens were asked for.
+        """
+        if not self._length and not self._said_something:
             charged = (
                 f"{output_tokens} tokens were charged for it" if output_tokens else "it is free"
             )
             return Fault(FaultKind.EMPTY, f"The answer has no text ({charged}).")
-        if self._limits.wants_json and not _is_object("".join(self._parts)):
+        # A model that calls a tool instead has nothing to say in JSON yet.
+        wants_json = self._limits.wants_json and self._length and not is_cut
+        if wants_json and not _is_object("".join(self._parts)):
             return Fault(FaultKind.MALFORMED, "A JSON object was asked for and none came.")
         return _garbage(self._tail)
 

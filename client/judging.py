@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from typing import Any, Final
+from typing import Final
 
 from channels.errors import OdaError, RemoteProtocolError
-from client.answer import Answer, Done, Event, Text
+from client.answer import Answer, Chunk, Done, Event, Text
 from client.judge import Fault, Judge
+from client.question import CHAT, Question
 from client.session import PaidSession
 from client.spot_check import Asked, OwnCopies
 
@@ -37,15 +38,13 @@ class Watched:
         session: PaidSession,
         judge: Judge,
         copies: OwnCopies,
-        messages: Sequence[str],
-        given: dict[str, Any],
+        question: Question,
     ) -> None:
         self._answer = answer
         self._session = session
         self._judge = judge
         self._copies = copies
-        self._messages = messages
-        self._given = given
+        self._question = question
         self._said: list[str] = []
         self._weights_root: bytes | None = None
         self.latency_ms: int | None = None
@@ -74,13 +73,16 @@ class Watched:
     async def _spot_check(self) -> None:
         if self._weights_root is None:
             return
-        temperature = self._given.get("temperature")
+        question = self._question
+        if question.seed is None:
+            return  # nobody can say what it should have been
         asked = Asked(
             self._weights_root,
-            self._messages,
+            question.texts,
             "".join(self._said),
-            TEMPERATURE if temperature is None else temperature,
-            self._given["seed"],
+            TEMPERATURE if question.temperature is None else question.temperature,
+            question.seed,
+            is_chat=question.path == CHAT,
         )
         _check(await self._copies.check(asked))
 
@@ -109,8 +111,10 @@ async def judged(
             if event is None:
                 return
             if isinstance(event, Done):
-                _check(judge.end(event.cost.output_tokens))
+                _check(judge.end(event.cost.output_tokens, is_cut=event.reason == "length"))
             yield event
+            if isinstance(event, Chunk) and not event.is_silent:
+                judge.alive(clock())
             if isinstance(event, Text):
                 _check(judge.text(event.text, clock()))
     finally:

@@ -18,10 +18,10 @@ from channels.http.scheme import PROBLEM_BASE, Challenge, Credential, parse_chal
 from channels.receipts import Receipt
 from channels.terminal import EXIT_CODES, ExitCode
 from channels.units import Msat
+from client.question import CHAT, Question
 from client.sse import EventParser, ServerEvent
 from provider.api import Model
 
-CHAT: Final = "/v1/chat/completions"
 MAX_ANSWER: Final = 1 << 20
 CONNECT_SECONDS: Final = 10
 CALL_SECONDS: Final = 60
@@ -113,9 +113,9 @@ class Provider:
                 "not-a-provider", f"What answers on {self.url} is not an ODA provider."
             ) from None
 
-    async def offers(self, body: bytes) -> tuple[Challenge, ...]:
+    async def offers(self, question: Question) -> tuple[Challenge, ...]:
         """The challenges of the 402 to an unpaid request."""
-        async with self._request("POST", CHAT, body=body) as response:
+        async with self._request("POST", question.path, body=question.body) as response:
             await self._expect(response, 402)
             challenges = _challenges(response)
         if not challenges:
@@ -148,7 +148,7 @@ class Provider:
 
     @asynccontextmanager
     async def stream(
-        self, body: bytes, authorization: str, last_event_id: str = ""
+        self, question: Question, authorization: str, last_event_id: str = ""
     ) -> AsyncIterator[Stream]:
         """A paid request; with `last_event_id` it goes on after that event."""
         headers = {"Authorization": authorization, "Accept": "text/event-stream"}
@@ -158,7 +158,7 @@ class Provider:
             total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
         )
         async with self._request(
-            "POST", CHAT, body=body, headers=headers, timeout=timeout
+            "POST", question.path, body=question.body, headers=headers, timeout=timeout
         ) as response:
             await self._expect(response, 200)
             yield Stream(response)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -31,11 +31,13 @@ from channels.lightning import Lightning, LightningUnreachable
 from channels.receipts import Receipt, Transcript
 from channels.settings import Network, load_settings
 from channels.units import UnixTime, msat
-from client.answer import Answer, Cost, Done, Event, Interrupted, Question, Text, TopUp
+from client.answer import Answer, Chunk, Cost, Done, Event, Interrupted, Text, TopUp
+from client.budget import Budget
 from client.channel import USABLE
 from client.judge import FaultKind, Judge, Limits
 from client.judging import BadAnswer, Watched
 from client.provider import Catalogue, Provider, ProviderRefused
+from client.question import CHAT, Question
 from client.receipts import Chain, Checked, check, transcript
 from client.reputation import Record, fault, good_answer
 from client.session import CLOSED, UNKNOWN_CHALLENGE, Node, PaidSession, Refund
@@ -49,6 +51,7 @@ from client.spot_check import OwnCopies
 from client.store import SessionRow, Store
 
 __all__ = [
+    "Chunk",
     "Client",
     "Cost",
     "Done",
@@ -77,11 +80,13 @@ async def connect(
     settings: ClientSettings | None = None,
     store: Path | None = None,
     chain: Chain | None = None,
+    budget: Budget | None = None,
 ) -> AsyncIterator[Client]:
     """A client of one provider; what is not given comes from the settings.
 
     lightning: the node that pays, or its RPC socket. store: the file where sessions are kept.
     chain: the sidechain, to check whose work is served and who is paid for it.
+    budget: by default that of the settings.
     Raises OdaError `provider-unreachable`, `lightning-unreachable`, `wrong-network`,
     `provider-changed`.
     """
@@ -96,7 +101,7 @@ async def connect(
         kept = Store(store or store_file(general))
         stack.callback(kept.close)
         seller = Provider(provider or settings.provider, http)
-        client = Client(seller, lightning, kept, settings, chain)
+        client = Client(seller, lightning, kept, settings, chain, budget)
         await client.meet(network)
         stack.push_async_callback(client.release)
         yield client
@@ -112,8 +117,10 @@ class Client:
         store: Store,
         settings: ClientSettings,
         chain: Chain | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._chain = chain
+        self._budget = budget or settings.budget()
         self._copies = OwnCopies(settings.models)
         self._provider = provider
         self._node = node
@@ -164,7 +171,7 @@ class Client:
 
     # Asking --------------------------------------------------------------------------------------
 
-    async def chat(
+    def chat(
         self,
         messages: str | Sequence[Message],
         *,
@@ -178,23 +185,28 @@ class Client:
 
         Raises OdaError; whatever happens, what was paid and not used stays in the session.
         """
-        name = model or self._default_model()
         stops = stop if stop is None or isinstance(stop, str) else list(stop)
-        # With a seed of our own an answer can be checked: it follows from what was asked.
-        seed = secrets.randbits(31) if seed is None else seed
         given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stops}
-        question = self._question(name, messages, given)
+        named: dict[str, Any] = {"model": model, "messages": _messages(messages)}
+        return self.ask({k: v for k, v in (named | given).items() if v is not None})
+
+    async def ask(
+        self, request: Mapping[str, Any], path: str = CHAT
+    ) -> AsyncGenerator[Event, None]:
+        """Ask with a whole request of the OpenAI API, whatever its fields are. Only those are set
+        without which it could not be paid or checked. Raises as `chat` does."""
+        question = self._question(request, path)
         for attempt in range(2):
-            session = await self._session(name)
+            session = await self._session(question.model)
             if session.number in self._answering:
                 raise LocalProtocolError(
                     "answer-running", "One answer at a time: finish or close the other one first."
                 )
             self._answering.add(session.number)
             try:
-                sent = await session.credential(question.body)
+                sent = await session.credential(question)
                 answer = Answer(session, question, sent)
-                watched = self._watched(answer, session, _messages(messages), given)
+                watched = self._watched(answer, session)
                 async with aclosing(watched.events()) as events:
                     async for event in events:
                         yield event
@@ -227,16 +239,10 @@ class Client:
         else:
             raise refusal
 
-    def _watched(
-        self,
-        answer: Answer,
-        session: PaidSession,
-        messages: Sequence[Message],
-        given: dict[str, Any],
-    ) -> Watched:
-        judge = Judge(Limits(stall=self._settings.stall_seconds), time.monotonic())
-        texts = [message["content"] for message in messages]
-        return Watched(answer, session, judge, self._copies, texts, given)
+    def _watched(self, answer: Answer, session: PaidSession) -> Watched:
+        limits = Limits(self._settings.stall_seconds, answer.question.wants_json)
+        judge = Judge(limits, time.monotonic())
+        return Watched(answer, session, judge, self._copies, answer.question)
 
     async def _leave(self, session: PaidSession, kind: FaultKind) -> None:
         """The end of a session that a fault ended: what is unspent comes back."""
@@ -250,18 +256,16 @@ class Client:
         if self._payee is not None:
             self._store.remember(self._payee, change)
 
-    def _question(
-        self, model: str, messages: str | Sequence[Message], given: dict[str, Any]
-    ) -> Question:
-        request: dict[str, Any] = {
-            "model": model,
-            "messages": _messages(messages),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        request |= {key: value for key, value in given.items() if value is not None}
+    def _question(self, request: Mapping[str, Any], path: str) -> Question:
+        model = request.get("model") or self._default_model()
+        # Only a stream can be paid while it comes; its usage is held against what was charged.
+        given = request.get("stream_options")
+        options = {**(given if isinstance(given, Mapping) else {}), "include_usage": True}
+        needed = {"model": model, "stream": True, "stream_options": options}
+        # With a seed of our own an answer can be checked: it follows from what was asked.
+        seed = {} if request.get("seed") is not None else {"seed": secrets.randbits(31)}
         known = (entry.context_length for entry in self._catalogue.data if entry.id == model)
-        return Question.of(request, next(known, None))
+        return Question.of(path, {**request, **needed, **seed}, next(known, None))
 
     def _default_model(self) -> str:
         if not self._catalogue.data:
@@ -350,7 +354,7 @@ class Client:
             self._store,
             self._node,
             self._provider,
-            max_day=msat(self._settings.max_day_sat),
+            budget=self._budget,
             routing_fee_percent=self._settings.routing_fee_percent,
             check_tip=self._check_tip,
         )
@@ -372,7 +376,8 @@ class Client:
             direct=self._direct,
             max_input_msat=settings.max_input_msat,
             max_output_msat=settings.max_output_msat,
-            max_exposure=msat(settings.max_exposure_sat),
+            # A cap for one answer that is less than D could not be kept.
+            max_exposure=min(msat(settings.max_exposure_sat), self._budget.max_request),
             max_session=msat(settings.max_session_sat),
             min_trainer_ppm=settings.min_trainer_ppm,
             min_producers_ppm=settings.min_producers_ppm,

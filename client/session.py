@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
 from channels import lightning_answers as answers
-from channels.errors import OdaError, RemoteProtocolError
+from channels.errors import OdaError, RemoteProtocolError, UserError
 from channels.http.payer import (
     OUTSTANDING,
     AskForOffer,
@@ -38,7 +38,9 @@ from channels.lightning import (
 )
 from channels.terminal import EXIT_CODES, ExitCode
 from channels.units import Msat, Sat, UnixTime, msat
+from client.budget import Budget
 from client.provider import Provider, ProviderRefused, ProviderUnreachable, Reply, spent_msat
+from client.question import Question
 from client.store import AnswerRow, SessionRow, Store
 
 PATIENCE: Final = 120.0
@@ -54,7 +56,10 @@ UNKNOWN_CHALLENGE: Final = "lightning/unknown-challenge"
 EXIT_CODES.update(
     {
         "session-cap-reached": ExitCode.NOT_ENOUGH_FUNDS,
+        "request-cap-reached": ExitCode.NOT_ENOUGH_FUNDS,
+        "hour-cap-reached": ExitCode.NOT_ENOUGH_FUNDS,
         "day-cap-reached": ExitCode.NOT_ENOUGH_FUNDS,
+        "total-cap-reached": ExitCode.NOT_ENOUGH_FUNDS,
         "session-in-use": ExitCode.IN_USE,
         CLOSED: ExitCode.REFUSED,
     }
@@ -109,7 +114,7 @@ class Refund:
 
 
 class PaidSession:
-    """max_day: the user's cap over all sessions; routing_fee_percent: 0 pays no routing fee.
+    """budget: the user's caps over all sessions; routing_fee_percent: 0 pays no routing fee.
 
     check_tip: raises for a provenance that is not as of our own chain's tip.
     """
@@ -121,7 +126,7 @@ class PaidSession:
         node: Node,
         provider: Provider,
         *,
-        max_day: Msat,
+        budget: Budget,
         routing_fee_percent: int,
         check_tip: Callable[[Provenance], None] = lambda provenance: None,
     ) -> None:
@@ -131,7 +136,8 @@ class PaidSession:
         self.provider = provider
         self._store = store
         self._node = node
-        self._max_day = max_day
+        self._budget = budget
+        self._most_paid = budget.max_request
         self._routing_fee_percent = routing_fee_percent
         self._check_tip = check_tip
 
@@ -158,11 +164,18 @@ class PaidSession:
     def apply(self, step: Step) -> tuple[Effect, ...]:
         """Take a step's value, stored where it says so; the effects that are left to do.
 
-        Raises UserError `day-cap-reached`; the session stays as it was then.
+        Raises UserError with the reason of a cap; the session stays as it was then.
         """
         value, effects = step
+        if value.paid > max(self.value.paid, self._most_paid):
+            raise UserError(
+                "request-cap-reached",
+                f"Another deposit would pass your cap of {self._budget.max_request // 1000} sat "
+                "for one answer: raise client.max_request_sat.",
+            )
         if effects and isinstance(effects[0], Persist):
-            self._store.save(self.number, value, self.now(), max_day=self._max_day)
+            caps = self._budget.caps(self.now())
+            self._store.save(self.number, value, self.now(), caps=caps)
             effects = effects[1:]
         self.value = value
         return effects
@@ -175,11 +188,13 @@ class PaidSession:
 
     # Opening and asking --------------------------------------------------------------------------
 
-    async def credential(self, body: bytes) -> SendCredential:
+    async def credential(self, question: Question) -> SendCredential:
         """What authorizes the next request; pays the first deposit where nothing was paid yet."""
         await self.settle()
+        # What was served before is none of this answer's; what is left over may be used up by it.
+        self._most_paid = Msat(self.value.served + self._budget.max_request)
         if self.value.phase is Phase.NEW:
-            await self._open(body)
+            await self._open(question)
         if self.value.phase is Phase.OPENING:
             paid = [e for e in self.value.resume() if isinstance(e, SendCredential)]
             if not paid:
@@ -189,12 +204,12 @@ class PaidSession:
             for effect in self.apply(self.value.bearer()):
                 if isinstance(effect, SendCredential):
                     return effect
-            self.offered(await self.provider.offers(body))
+            self.offered(await self.provider.offers(question))
         raise RemoteProtocolError("no-offer", "The provider made no offer for a session.")
 
-    async def _open(self, body: bytes) -> None:
+    async def _open(self, question: Question) -> None:
         for _ in range(2):
-            self.offered(await self.provider.offers(body))
+            self.offered(await self.provider.offers(question))
             if self.value.terms is None:
                 raise RemoteProtocolError("no-offer", "The provider made no offer for a session.")
             effects = self.apply(self.value.open(self.now()))
@@ -216,14 +231,14 @@ class PaidSession:
 
     # Paying --------------------------------------------------------------------------------------
 
-    async def top_up(self, effects: Sequence[Effect], body: bytes) -> Msat:
+    async def top_up(self, effects: Sequence[Effect], question: Question) -> Msat:
         """Carry out a top-up; what was paid when the provider has acknowledged it, 0 where none
         was due any more."""
         for _ in range(3):
             if AskForOffer() not in effects:
                 await self.carry_out(effects)
                 return Msat(sum(e.amount for e in effects if isinstance(e, PayInvoice)))
-            self.offered(await patiently(lambda: self.provider.offers(body)))
+            self.offered(await patiently(lambda: self.provider.offers(question)))
             effects = self.apply(self.value.top_up(self.now()))
         raise RemoteProtocolError("no-offer", "The provider gives no offer to top up with.")
 

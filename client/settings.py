@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from channels.settings import LightningSettings, Settings, load_section, load_settings
-from channels.units import Msat, Sat
+from channels.units import Msat, Sat, UnixTime, msat
+from client.budget import Budget
 
 NODE: Final = "user"
 """The embedded node that is the user's."""
@@ -17,7 +18,8 @@ NODE: Final = "user"
 class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All amounts are the most that is allowed, and an offer beyond them is refused unpaid.
 
-    max_session_sat: paid into one session; max_day_sat: paid per day (UTC), less what came back.
+    max_request_sat: for one answer; max_session_sat: paid into one session; max_hour_sat,
+    max_day_sat: paid in 60 minutes and per day (UTC), less what came back.
     max_exposure_sat: what a provider may owe at any instant (D).
     max_input_msat, max_output_msat: the price of a token.
     routing_fee_percent: of a deposit that has to cross other nodes; at least 1 sat is allowed.
@@ -31,7 +33,9 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
 
     provider: str = "http://127.0.0.1:8402"
+    max_request_sat: Sat = Sat(10_000)
     max_session_sat: Sat = Sat(10_000)
+    max_hour_sat: Sat = Sat(50_000)
     max_day_sat: Sat = Sat(50_000)
     max_exposure_sat: Sat = Sat(1_000)
     max_input_msat: Msat = Msat(10_000)
@@ -44,6 +48,15 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     models: tuple[Path, ...] = ()
     min_trainer_ppm: int = 0
     min_producers_ppm: int = 0
+
+    def budget(self, max_total: Msat | None = None, started: UnixTime = UnixTime(0)) -> Budget:
+        return Budget(
+            max_request=msat(self.max_request_sat),
+            max_hour=msat(self.max_hour_sat),
+            max_day=msat(self.max_day_sat),
+            max_total=max_total,
+            started=started,
+        )
 
 
 def load_client_settings(flags: dict[str, object] | None = None) -> ClientSettings:

@@ -27,13 +27,15 @@ CONVICTING: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question and its answer. messages: their texts; temperature and seed as they were sent."""
+    """A question and its answer. messages: their texts; temperature and seed as they were sent.
+    is_chat: False for a plain completion, whose one text stands for itself."""
 
     weights_root: bytes
     messages: Sequence[str]
     answer: str
     temperature: float
     seed: int
+    is_chat: bool = True
 
 
 class OwnCopies:
@@ -52,6 +54,7 @@ class OwnCopies:
         from sidechain.model.prompt import render_chat
         from sidechain.model.spot_check import deviations
 
+        prompt = render_chat(asked.messages) if asked.is_chat else "".join(asked.messages).encode()
         module = self._copies().get(asked.weights_root)
         # A character may have lost bytes; what stands before it is exact.
         answer = asked.answer.partition("�")[0].encode()
@@ -59,9 +62,7 @@ class OwnCopies:
             return None
         draw = secrets.SystemRandom()
         positions = sorted(draw.sample(range(len(answer)), min(POSITIONS, len(answer))))
-        found = deviations(
-            module, render_chat(asked.messages), answer, asked.temperature, asked.seed, positions
-        )
+        found = deviations(module, prompt, answer, asked.temperature, asked.seed, positions)
         if len(found) < CONVICTING:
             return None
         return Fault(

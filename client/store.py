@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -22,9 +22,8 @@ from channels.errors import UserError
 from channels.http.payer import NOTHING, ClientSession, DepositStatus, Phase
 from channels.receipts import NO_EVENTS, ReadAnswer
 from channels.units import Msat, UnixTime
+from client.budget import Cap
 from client.reputation import Record
-
-DAY: Final = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +109,23 @@ class Store:
         now: UnixTime,
         *,
         answer: AnswerRow | None = None,
-        max_day: Msat | None = None,
+        caps: Sequence[Cap] = (),
     ) -> None:
         """Store a session, and how far its answer got, in one transaction.
 
-        Raises UserError `day-cap-reached`, and stores nothing, where a deposit that is new here
-        would pass `max_day`.
+        Raises UserError with a cap's reason, and stores nothing, where a deposit that is new here
+        would pass that cap.
         """
         with self._transaction():
-            before = self._spent_since(_day(now))
+            before = [self.spent_since(cap.since) for cap in caps]
             self._save_deposits(number, value, now)
-            after = self._spent_since(_day(now))
-            if max_day is not None and after > max_day and after > before:
-                raise UserError(
-                    "day-cap-reached",
-                    f"Another deposit would pass your cap of {max_day // 1000} sat per day: "
-                    "raise client.max_day_sat, or go on tomorrow.",
-                )
+            for cap, spent in zip(caps, before, strict=True):
+                if (after := self.spent_since(cap.since)) > cap.most and after > spent:
+                    raise UserError(
+                        cap.reason,
+                        f"Another deposit would pass your cap of {cap.most // 1000} sat "
+                        f"{cap.sentence}.",
+                    )
             self._db.execute(
                 "UPDATE sessions SET phase = ?, state = ?, updated = ?, refund_msat = ? "
                 "WHERE number = ?",
@@ -259,11 +258,8 @@ class Store:
 
     # Figures and providers -----------------------------------------------------------------------
 
-    def spent_today(self, now: UnixTime) -> Msat:
-        """Paid since midnight UTC, or possibly so, less what was refunded since."""
-        return self._spent_since(_day(now))
-
-    def _spent_since(self, time: UnixTime) -> Msat:
+    def spent_since(self, time: UnixTime) -> Msat:
+        """Paid since then, or possibly so, less what was refunded since."""
         paid, refunded = self._db.execute(
             "SELECT (SELECT COALESCE(SUM(amount_msat), 0) FROM deposits "
             "WHERE created >= ?1 AND status != ?2), "
@@ -294,10 +290,6 @@ class Store:
             "SELECT node_id FROM providers WHERE url = ?", (provider,)
         ).fetchone()
         return None if row is None else str(row[0])
-
-
-def _day(now: UnixTime) -> UnixTime:
-    return UnixTime(now - now % DAY)
 
 
 def _encode(value: ClientSession) -> bytes:

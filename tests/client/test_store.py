@@ -12,11 +12,14 @@ import pytest
 from channels.errors import UserError
 from channels.http.payer import ClientSession, Phase
 from channels.units import Msat, UnixTime
-from client.store import DAY, AnswerRow, Store
+from client.budget import DAY, Budget, Cap, midnight
+from client.store import AnswerRow, Store
 from tests.channels.http.payees import NOW
 from tests.channels.http.test_payer import NEW, an_offer
 
-CAP = Msat(8_000)
+
+def day_cap(now: UnixTime) -> tuple[Cap, ...]:
+    return Budget(Msat(1 << 40), Msat(1 << 40), max_day=Msat(8_000)).caps(now)
 
 
 @pytest.fixture
@@ -43,15 +46,15 @@ def test_a_session_comes_back_as_it_was(store: Store, tmp_path: Path) -> None:
 
 def test_the_cap_of_a_day_counts_what_may_have_been_paid(store: Store) -> None:
     one, two = (store.add("http://p", NEW, "label", NOW) for _ in range(2))
-    store.save(one.number, paying(0), NOW, max_day=CAP)
+    store.save(one.number, paying(0), NOW, caps=day_cap(NOW))
     with pytest.raises(UserError) as capped:
-        store.save(two.number, paying(1), NOW, max_day=CAP)
+        store.save(two.number, paying(1), NOW, caps=day_cap(NOW))
     assert capped.value.reason == "day-cap-reached"
     assert store.session(two.number).value == NEW
-    assert store.spent_today(NOW) == 8_000
+    assert store.spent_since(midnight(NOW)) == 8_000
     # The next day it is free again, and what was stored before may always be stored again.
-    store.save(two.number, paying(1), UnixTime(NOW + DAY), max_day=CAP)
-    store.save(one.number, paying(0), NOW, max_day=CAP)
+    store.save(two.number, paying(1), UnixTime(NOW + DAY), caps=day_cap(UnixTime(NOW + DAY)))
+    store.save(one.number, paying(0), NOW, caps=day_cap(NOW))
 
 
 def test_failed_deposits_and_refunds_do_not_count(store: Store) -> None:
@@ -59,10 +62,10 @@ def test_failed_deposits_and_refunds_do_not_count(store: Store) -> None:
     value = paying(0)
     failed, _ = value.payment_failed(value.deposits[0].payable.payment_hash)
     store.save(one.number, failed, NOW)
-    assert store.spent_today(NOW) == 0
+    assert store.spent_since(midnight(NOW)) == 0
     refunded = replace(paying(1), phase=Phase.CLOSED, refund=Msat(7_000))
     store.save(two.number, refunded, NOW)
-    assert store.spent_today(NOW) == 1_000
+    assert store.spent_since(midnight(NOW)) == 1_000
     assert [row.number for row in store.sessions(live=True)] == [one.number]
 
 
