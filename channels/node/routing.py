@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from channels.bolt.route import LocalChannel
-from channels.node.rpc_channels import spendable_msat
+from channels.node.channel_listing import spendable_msat
 from channels.units import Msat
 
 if TYPE_CHECKING:

@@ -9,85 +9,24 @@ from typing import TYPE_CHECKING, Any
 from channels.bolt import features
 from channels.bolt.address import to_script
 from channels.bolt.channel import ON_CHAIN, Channel, State
-from channels.bolt.channel_commitments import offering_view, opener_cost
-from channels.bolt.commitment import ChannelType, Htlc
-from channels.bolt.htlcs import View
-from channels.bolt.messages import ChannelUpdate
+from channels.bolt.commitment import ChannelType
 from channels.bolt.opening import MAX_FUNDING_SATOSHIS
 from channels.bolt.transactions import Transaction, p2wsh
 from channels.errors import LocalProtocolError, OdaError, UserError
 from channels.node import rpc_params as params
+from channels.node.channel_listing import channel_bits, described
 from channels.node.rpc_chain import ChainMethods, address_network
 from channels.node.rpc_params import ALL, Param, RpcErrorCode, RpcMethodError
 from channels.node.rpc_server import Arguments, Call, Command
 from channels.node.wallet import ANCHOR_RESERVE
-from channels.units import FeeratePerKw, Msat, Sat, msat
+from channels.units import Msat, Sat
 
 if TYPE_CHECKING:
     from channels.node.node import Node
     from channels.node.peer import PeerConnection
 
-_TYPE_NAMES = {
-    ChannelType.STATIC_REMOTEKEY: ["static_remotekey/even"],
-    ChannelType.ANCHORS: ["static_remotekey/even", "anchors/even"],
-}
-
-_STATUS = {
-    State.OPENING: "Opening with the peer",
-    State.AWAITING_LOCKIN: "Funding needs more confirmations, or the peer's channel_ready",
-    State.NORMAL: "Channel ready for use",
-    State.SHUTTING_DOWN: "Closing: waiting for HTLCs or the peer",
-    State.NEGOTIATING: "Closing: agreeing on the fee",
-    State.CLOSING_AGREED: "Closing: waiting for the closing transaction to confirm",
-    State.FAILED: "Attempting to unilaterally close channel",
-    State.SPEND_SEEN: "Saw the funding output spent; a reorganization has undone it",
-    State.ONCHAIN: "The funding output is spent on chain",
-}
-
-
 _CLOSED = (State.CLOSING_AGREED, State.FAILED, *ON_CHAIN, State.CLOSED)
 """How a channel is closed is decided."""
-
-
-def channel_bits(channel_type: ChannelType) -> dict[str, Any]:
-    return {"bits": sorted(channel_type.value), "names": _TYPE_NAMES[channel_type]}
-
-
-def spendable_msat(channel: Channel) -> Msat:
-    """The largest HTLC that we could offer now, fees, anchors and reserve considered."""
-    state = channel.state
-    view = offering_view(True)
-    local, _ = state.log.balances(view)
-    cost = 0
-    if state.opener:
-        # The fee spike buffer (BOLT 2): twice the feerate, with one more HTLC.
-        feerate = FeeratePerKw(2 * state.log.feerate(View.PENDING))
-        cost = opener_cost(state, feerate, _any_htlc(), view)
-    return Msat(max(0, local - cost - msat(state.peer.channel_reserve_satoshis)))
-
-
-def receivable_msat(channel: Channel) -> Msat:
-    state = channel.state
-    view = offering_view(False)
-    _, remote = state.log.balances(view)
-    feerate = state.log.feerate(View.PENDING)
-    cost = 0 if state.opener else opener_cost(state, feerate, _any_htlc(), view)
-    return Msat(max(0, remote - cost - msat(state.local.channel_reserve_satoshis)))
-
-
-def _any_htlc() -> Htlc:
-    """An HTLC that no dust limit trims: what one more payment may add to the fee."""
-    return Htlc(offered=True, amount_msat=Msat(10**12), payment_hash=bytes(32), cltv_expiry=0)
-
-
-def _terms(update: ChannelUpdate) -> dict[str, Any]:
-    return {
-        "htlc_minimum_msat": update.htlc_minimum_msat,
-        "htlc_maximum_msat": update.htlc_maximum_msat,
-        "cltv_expiry_delta": update.cltv_expiry_delta,
-        "fee_base_msat": update.fee_base_msat,
-        "fee_proportional_millionths": update.fee_proportional_millionths,
-    }
 
 
 class ChannelMethods:
@@ -286,89 +225,7 @@ class ChannelMethods:
             and c.state.remote is not None
             and c.state.state is not State.CLOSED  # listclosedchannels has those
         ]
-        return {"channels": [self._describe(c) for c in chosen]}
-
-    def _describe(self, channel: Channel) -> dict[str, Any]:
-        state, peer = channel.state, channel.state.peer
-        policy = self._node.policies.of(channel)
-        connected = state.peer_id in self._node.connections.peers
-        entry: dict[str, Any] = {
-            "peer_id": state.peer_id.hex(),
-            "peer_connected": connected,
-            "state": state.state.value,
-            "opener": "local" if state.opener else "remote",
-            "features": ["option_static_remotekey"],
-            "channel_type": channel_bits(state.channel_type),
-            "feerate": {
-                "perkw": state.log.feerate(View.LOCAL),
-                "perkb": 4 * state.log.feerate(View.LOCAL),
-            },
-            "private": not state.announce,
-            "total_msat": msat(state.funding_satoshis),
-            "to_us_msat": state.log.local_msat,
-            "fee_base_msat": policy.fee_base_msat,
-            "fee_proportional_millionths": policy.fee_proportional_millionths,
-            "dust_limit_msat": msat(state.local.dust_limit_satoshis),
-            "their_max_htlc_value_in_flight_msat": peer.max_htlc_value_in_flight_msat,
-            "our_max_htlc_value_in_flight_msat": state.local.max_htlc_value_in_flight_msat,
-            # lightningd's words: "their" reserve is what they must keep, so what we asked for.
-            "their_reserve_msat": msat(state.local.channel_reserve_satoshis),
-            "our_reserve_msat": msat(peer.channel_reserve_satoshis),
-            "spendable_msat": spendable_msat(channel),
-            "receivable_msat": receivable_msat(channel),
-            "minimum_htlc_in_msat": state.local.htlc_minimum_msat,
-            "minimum_htlc_out_msat": peer.htlc_minimum_msat,
-            "their_to_self_delay": peer.to_self_delay,
-            "our_to_self_delay": state.local.to_self_delay,
-            "max_accepted_htlcs": state.local.max_accepted_htlcs,
-            "funding": self._funding(channel),
-            "status": [self._status(channel), *self._node.onchain.status(channel)],
-            "htlcs": [
-                {
-                    "direction": "out" if h.ours else "in",
-                    "id": h.id,
-                    "amount_msat": h.amount_msat,
-                    "expiry": h.cltv_expiry,
-                    "payment_hash": h.payment_hash.hex(),
-                    "state": h.lightningd_state,
-                }
-                for h in state.log.htlcs
-            ],
-        }
-        if connected:
-            entry["reestablished"] = channel.core.reestablished
-        if state.funding_txid is not None:
-            entry["channel_id"] = state.channel_id.hex()
-            entry["funding_txid"] = state.funding_txid[::-1].hex()
-            entry["funding_outnum"] = state.funding_output_index
-        if state.short_channel_id is not None:
-            entry["short_channel_id"] = str(state.short_channel_id)
-            entry["direction"] = int(self._node.node_id > state.peer_id)
-        ours, theirs = self._node.gossip.own.updates(channel)
-        if ours is not None:
-            entry["updates"] = {"local": _terms(ours)}
-            if theirs is not None:
-                entry["updates"]["remote"] = _terms(theirs)
-        if state.closing.closer is not None:
-            entry["closer"] = state.closing.closer
-        return entry
-
-    def _funding(self, channel: Channel) -> dict[str, Any]:
-        state = channel.state
-        total = msat(state.funding_satoshis)
-        ours, theirs = (total, 0) if state.opener else (0, total)
-        return {
-            "local_funds_msat": ours,
-            "remote_funds_msat": theirs,
-            "pushed_msat": state.push_msat,
-        }
-
-    def _status(self, channel: Channel) -> str:
-        state = channel.state
-        text = _STATUS[state.state]
-        if state.failure is not None:
-            text = f"{text}: {state.failure[1]}"
-        return f"{state.state.value}:{text}"
+        return {"channels": [described(self._node, c) for c in chosen]}
 
     # --- closing ---------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from channels.bolt.htlcs import View
 from channels.bolt.resolution import Resolution, Tracked
 from channels.bolt.transactions import Transaction
 from channels.node import rpc_params as params
-from channels.node.rpc_channels import channel_bits
+from channels.node.channel_listing import channel_bits
 from channels.node.rpc_params import Param
 from channels.node.rpc_server import Arguments, Call, Command
 from channels.units import Sat, msat
