@@ -6,7 +6,7 @@ which message is legal in which state, and the one door through which the node r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from channels.bolt import deadlines, mutual_close, opening, reestablish, updates
@@ -205,18 +205,18 @@ class Channel:
     def disconnected(self) -> list[Effect]:
         return reestablish.disconnected(self._core)
 
-    def unresolved(self) -> list[HtlcReceived]:
+    def unresolved(self, accepted: Collection[bytes] = ()) -> list[HtlcReceived]:
         """Incoming HTLCs that are committed and not resolved: what a restarted node must redo.
 
-        None on a channel that is dead: an HTLC that nobody promised anything for is left to
-        expire, because the chain may not let us claim it.
+        On a channel that is dead only those whose payment hash is `accepted`, which wait for their
+        preimage. Any other is left to expire, because the chain may not let us claim it.
         """
-        if self._core.state.state in _DEAD:
-            return []
+        dead = self._core.state.state in _DEAD
         return [
             updates.received(h)
             for h in self._core.state.log.htlcs
             if not h.ours and h.added is Stage.DONE and h.removed is None
+            if not dead or h.payment_hash in accepted
         ]
 
     def funding_spent(self, height: BlockHeight, transaction: Transaction) -> list[Effect]:

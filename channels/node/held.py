@@ -41,8 +41,13 @@ class Part:
 
     @property
     def alive(self) -> bool:
-        """Its channel can still remove it; a dead one leaves it to the chain."""
+        """Its channel can still remove it; from a dead one it can only be claimed on chain."""
         return self.channel.state.state not in _DEAD
+
+    @property
+    def gone(self) -> bool:
+        """It had no output, and its channel is history."""
+        return self.channel.state.state is State.CLOSED
 
 
 @dataclass(slots=True)
@@ -53,14 +58,6 @@ class HtlcSet:
     parts: dict[tuple[int, int], Part] = field(default_factory=dict)
     timer: asyncio.TimerHandle | None = None
 
-    @property
-    def received_msat(self) -> Msat:
-        return Msat(sum(p.htlc.amount_msat for p in self.parts.values() if p.alive))
-
-    @property
-    def complete(self) -> bool:
-        return self.received_msat >= self.total_msat
-
 
 class Held:
     def __init__(self, node: Node, timed_out: Callable[[bytes], None]) -> None:
@@ -69,11 +66,22 @@ class Held:
         self._timed_out = timed_out
         self._sets: dict[bytes, HtlcSet] = {}
 
-    def get(self, payment_hash: bytes) -> HtlcSet | None:
-        return self._sets.get(payment_hash)
+    def received_msat(self, payment_hash: bytes) -> Msat:
+        """What the preimage would bring now, from dead channels too (BOLT 5)."""
+        held = self._sets.get(payment_hash)
+        parts = () if held is None else held.parts.values()
+        return Msat(sum(p.htlc.amount_msat for p in parts if self._ours_for_the_preimage(p)))
 
-    def add(self, payment_hash: bytes, part: Part, final: FinalPayload) -> HtlcSet | None:
-        """The set with this part in it; None when the parts disagree about the total."""
+    def complete(self, payment_hash: bytes) -> bool:
+        """Everything that the payer promised is here."""
+        held = self._sets.get(payment_hash)
+        return held is not None and self.received_msat(payment_hash) >= held.total_msat
+
+    def _ours_for_the_preimage(self, part: Part) -> bool:
+        return part.alive or self._node.onchain.claimable(part.channel, part.htlc.id)
+
+    def add(self, payment_hash: bytes, part: Part, final: FinalPayload) -> bool:
+        """Keep a part with the others; False when the parts disagree about the total."""
         held = self._sets.get(payment_hash)
         if held is None:
             held = self._sets[payment_hash] = HtlcSet(final.total_msat)
@@ -81,14 +89,14 @@ class Held:
                 MPP_SECONDS, self._on_timer, payment_hash
             )
         if held.total_msat != final.total_msat:
-            return None
+            return False
         held.parts[part.channel.state.index, part.htlc.id] = part
-        return held
+        if held.timer is not None and self.complete(payment_hash):
+            held.timer.cancel()
+        return True
 
     def _on_timer(self, payment_hash: bytes) -> None:
-        held = self._sets.get(payment_hash)
-        if held is not None and not held.complete:
-            self._timed_out(payment_hash)
+        self._timed_out(payment_hash)
 
     def _take(self, payment_hash: bytes) -> list[Part]:
         held = self._sets.pop(payment_hash, None)
@@ -116,12 +124,12 @@ class Held:
                 self._node.carry_out(part.channel, part.channel.fail_htlc(part.htlc.id, reason))
 
     def expiring(self, height: BlockHeight) -> list[bytes]:
-        """Payments of which an HTLC could soon no longer be claimed in time (BOLT 2)."""
+        """Payments of which an HTLC is lost, or soon too late to be claimed (BOLT 2, BOLT 5)."""
         last = height + self._node.params.policy.fulfillment_deadline + CLAIM_MARGIN
         return [
             payment_hash
             for payment_hash, held in self._sets.items()
-            if any(p.alive and p.htlc.cltv_expiry <= last for p in held.parts.values())
+            if any(p.htlc.cltv_expiry <= last or p.gone for p in held.parts.values())
         ]
 
     def stop(self) -> None:

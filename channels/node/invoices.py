@@ -150,15 +150,14 @@ class Invoices:
         except HtlcRefused as refused:
             log.info("HTLC of %s refused: %s", htlc.payment_hash.hex(), refused)
             return channel.fail_htlc(htlc.id, create_error(peeled.shared_secret, refused.failure))
-        held = self.held.add(htlc.payment_hash, part, final)
-        if held is None:
+        if not self.held.add(htlc.payment_hash, part, final):
             # BOLT 4: the parts must agree about total_msat, else all of them fail.
             self.held.fail(htlc.payment_hash, self._unknown)
             return channel.fail_htlc(
                 htlc.id, create_error(peeled.shared_secret, self._unknown(htlc))
             )
-        if held.complete:
-            self._complete(row, held.received_msat)
+        if self.held.complete(htlc.payment_hash):
+            self._complete(row, self.held.received_msat(htlc.payment_hash))
         return []
 
     def _complete(self, row: InvoiceRow, received: Msat) -> None:
@@ -270,13 +269,12 @@ class Invoices:
         row = self._hold(hashlib.sha256(preimage).digest())
         if row.status == "paid":
             return row
-        held = self.held.get(row.payment_hash)
-        if row.hold != "accepted" or held is None or not held.complete:
+        if row.hold != "accepted" or not self.held.complete(row.payment_hash):
             raise RpcMethodError(
                 RpcErrorCode.INVOICE_STATUS_UNEXPECTED,
                 f"The invoice is {row.hold}, and only one that is accepted can be settled",
             )
-        received = held.received_msat
+        received = self.held.received_msat(row.payment_hash)
         node.store.reveal_preimage(row.payment_hash, preimage)
         node.store.settle_invoice(row.payment_hash, received, node.now())
         self.held.fulfill(row.payment_hash, preimage)

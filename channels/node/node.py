@@ -110,11 +110,12 @@ class Node:
         self.onchain.start()
         self.tracker.start()
         await self.connections.start(host, port)
+        accepted = self.store.accepted_payments()
         for channel in self.channels.values():
             if channel.state.state not in (*ON_CHAIN, State.CLOSED):
                 self.carry_out(channel, channel.disconnected())
             # What was committed before the restart and not resolved is resolved now.
-            self.carry_out(channel, channel.unresolved())
+            self.carry_out(channel, channel.unresolved(accepted))
 
     async def stop(self) -> None:
         await self.connections.stop()

@@ -16,7 +16,14 @@ from channels.bolt.channel import Channel, State
 from channels.bolt.effects import HtlcFailed, HtlcFulfilled
 from channels.bolt.fee_bumping import Feerates
 from channels.bolt.htlcs import Stage
-from channels.bolt.onchain import Close, Closer, PastHtlc, identify, own_commitment
+from channels.bolt.onchain import (
+    Close,
+    Closer,
+    OutputKind,
+    PastHtlc,
+    identify,
+    own_commitment,
+)
 from channels.bolt.resolution import Resolution, Spend, resolve
 from channels.bolt.transactions import OutPoint, Transaction
 from channels.errors import LocalProtocolError
@@ -212,6 +219,17 @@ class Onchain:
         spend = Spend(transaction, BlockHeight(self._node.height + 1))
         close = identify(channel.core, transaction, lambda: ())
         return resolve(channel.core, close, {state.funding: spend}, self._node.height)
+
+    def claimable(self, channel: Channel, htlc_id: int) -> bool:
+        """Whether a preimage would bring an HTLC that the peer offered, on a dead channel."""
+        resolution = self.resolution(channel)
+        return resolution is not None and any(
+            tracked.spend is None
+            and tracked.output.kind is OutputKind.THEIR_HTLC
+            and tracked.output.htlc is not None
+            and tracked.output.htlc.id == htlc_id
+            for tracked in resolution.outputs
+        )
 
     def closed_by(self, channel: Channel) -> Transaction | None:
         """What closes the channel: what spent its funding output, or else our commitment."""

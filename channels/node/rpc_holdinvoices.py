@@ -100,9 +100,9 @@ class HoldMethods:
         }
         if row.amount_msat is not None:
             entry["amount_msat"] = row.amount_msat
-        held = self._node.invoices.held.get(row.payment_hash)
+        held = self._node.invoices.held.received_msat(row.payment_hash)
         if row.amount_received_msat is not None:
             entry["amount_received_msat"] = row.amount_received_msat
-        elif held is not None:
-            entry["amount_held_msat"] = held.received_msat
+        elif held:
+            entry["amount_held_msat"] = held
         return entry

@@ -111,6 +111,13 @@ class InvoiceTable(Tables):
             "UPDATE invoices SET hold = ? WHERE payment_hash = ?", (hold, payment_hash)
         )
 
+    def accepted_payments(self) -> frozenset[bytes]:
+        """The payment hashes that a hold invoice has accepted and that wait for their preimage."""
+        rows = self._db.execute(
+            "SELECT payment_hash FROM invoices WHERE hold = 'accepted' AND status != 'paid'"
+        )
+        return frozenset(payment_hash for (payment_hash,) in rows)
+
     def reveal_preimage(self, payment_hash: bytes, preimage: bytes) -> None:
         """A hold invoice's preimage, when it is settled."""
         self._db.execute(

@@ -365,6 +365,8 @@ def test_an_htlc_fulfilled_after_the_channel_died_is_claimed() -> None:
     machine.funding_spent(CLOSED, transaction)
     assert machine.state.state is State.ONCHAIN
     assert machine.unresolved() == []
+    (waiting,) = machine.unresolved({hash_of(1)})
+    assert waiting.id == 0
     machine.fulfill_htlc(0, preimage_of(1))
     names = [claim.name for claim in looked_at(machine.core, transaction).claims]
     assert "OUR_HTLC_SUCCESS_TX" in names

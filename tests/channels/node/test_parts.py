@@ -112,7 +112,7 @@ class Sender:
 
     @property
     def waiting(self) -> int:
-        found = self.bob.invoices.held.get(self.invoice.payment_hash)
+        found = self.bob.invoices.held._sets.get(self.invoice.payment_hash)
         return 0 if found is None else len(found.parts)
 
 
