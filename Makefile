@@ -14,7 +14,7 @@ help:
 	@echo "make test       lint, types, import rules and all tests"
 	@echo "make benchmark  speed, as ratios against something run beside it"
 
-demo: $(VENV)/.provider
+demo: $(VENV)/.demo
 	@$(BIN)/python -m regtest.demo
 
 demo-down:
@@ -41,19 +41,19 @@ benchmark: $(VENV)/.dev
 
 # What pip would take for torch decides the size of the download: a CPU build where pip's
 # configuration names an index or folder that has one, the CUDA build otherwise on Linux.
-$(VENV)/.provider: pyproject.toml | $(VENV)/.base
+$(VENV)/.demo: pyproject.toml | $(VENV)/.base
 	@$(BIN)/pip install --quiet --dry-run --no-deps --report $(VENV)/torch.json "$(TORCH)" 2>/dev/null || true
 	@if grep -q '+cpu' $(VENV)/torch.json 2>/dev/null || [ "$$(uname)" = Darwin ]; then \
-	   echo "First set-up: downloads about 330 MB (torch for CPU is 200 MB of it; bitcoind 50 MB)."; \
+	   echo "First set-up: downloads about 375 MB (torch for CPU is 200 MB of it; bitcoind 50 MB, scikit-learn 45 MB)."; \
 	 else \
-	   echo "First set-up: downloads about 2.9 GB (torch with CUDA is 2.7 GB of it; bitcoind 50 MB)."; \
+	   echo "First set-up: downloads about 2.9 GB (torch with CUDA is 2.7 GB of it; bitcoind 50 MB, scikit-learn 45 MB)."; \
 	 fi
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[provider]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.base
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(VENV)/.provider
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.base:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

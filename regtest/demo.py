@@ -31,6 +31,7 @@ from client.channel import Opening, close_channels, open_channel, wait_until_usa
 from regtest.accounts import Accounts
 from regtest.bitcoind import Miner, find_bitcoind
 from regtest.daemon import free_port
+from regtest.digits import read_digits
 from regtest.earning import agree, desert, earn, reopen
 from regtest.learning import cheating, compete, publish, side_by_side
 from regtest.school import Demo, Learned, School, confirmed, console, note, step
@@ -129,8 +130,7 @@ async def three_answers(demo: Demo, totals: Totals, number: int) -> None:
 
 async def learn(school: School, number: int) -> Learned:
     """From an untrained model to trainers and producers who are paid. number: of the first step."""
-    await publish(school, number)
-    await compete(school, number + 1)
+    await asyncio.gather(improve(school, number), read_digits(school))
     await side_by_side(school, number + 2)
     await cheating(school, number + 3)
     await earn(school, number + 4)
@@ -138,6 +138,11 @@ async def learn(school: School, number: int) -> Learned:
     await desert(school, number + 6)
     await reopen(school)
     return school.learned
+
+
+async def improve(school: School, number: int) -> None:
+    await publish(school, number)
+    await compete(school, number + 1)
 
 
 async def prepare(demo: Demo) -> Path:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from rich.table import Table
@@ -28,6 +29,7 @@ from regtest.school import (
     step,
     until,
 )
+from sidechain import api
 from sidechain.primitives import Reveal
 
 IMPROVEMENTS: Final = 4
@@ -79,7 +81,7 @@ async def compete(school: School, number: int) -> None:
     await asyncio.gather(
         *(t.oda("payee", "register", "--node", t.name, "--url", t.url) for t in school.trainers)
     )
-    opening = asyncio.create_task(open_shards(school))
+    opening = asyncio.create_task(open_shards(school, school.model, school.keys))
     shown: set[str] = set()
 
     async def enough() -> bool:
@@ -127,14 +129,14 @@ async def pause(trainer: Party, school: School) -> None:
     await until(lambda: answers(trainer), f"the {trainer.name}'s node", 60)
 
 
-async def open_shards(school: School) -> None:
-    """The model's owner reveals a sealed part whenever an improvement waits for its proof."""
+async def open_shards(school: School, model: str, keys: Path) -> None:
+    """A model's owner reveals a sealed part whenever an improvement waits for its proof."""
     while True:
-        state = await school.state()
+        state = await school.node(f"/models/{model}", api.Model)
         if state.provisional is not None:
             index = next(i for i, shard in enumerate(state.shards) if not shard.opened)
             await school.producer.oda(
-                *("model", "open", school.model, str(index), "--shard-keys", str(school.keys)),
+                *("model", "open", model, str(index), "--shard-keys", str(keys)),
                 *("--url", school.producer.url),
             )
         await asyncio.sleep(0.3)
@@ -163,10 +165,13 @@ async def side_by_side(school: School, number: int) -> None:
     state = await school.state()
     first, newest = state.versions[0].version, state.confirmed
     said = [await asyncio.to_thread(says, school, v.infohash) for v in (first, newest)]
-    table = Table("", "as published", f"after {school.learned.blocks} improvements", box=None)
+    learned = school.learned
+    table = Table("", "as published", f"after {learned.blocks} improvements", box=None)
     table.add_row("answer", *(repr(text) for text in said))
     bits = [f"{school.per_byte(v.score) / math.log(2):.2f}" for v in (first, newest)]
     table.add_row("bits per byte", *bits)
+    digits = (learned.digits_accuracy_before, learned.digits_accuracy_after)
+    table.add_row("digits read right", *(f"{percent} %" for percent in digits))
     console.print(table)
 
 
@@ -206,7 +211,7 @@ async def cheating(school: School, number: int) -> None:
         score = await asyncio.to_thread(learnt.score)
         note(f"By heart: {school.per_byte(score):.3f} nats/byte on what is scored, and it is true.")
         await he.send(he.reveal(learnt.weights_root, learnt_hash, score))
-        opening = asyncio.create_task(open_shards(school))
+        opening = asyncio.create_task(open_shards(school, school.model, school.keys))
         try:
             fate = await until(lambda: fate_of(school, learnt.weights_root), "the sealed part")
         finally:

@@ -168,11 +168,14 @@ class Party:
 
 @dataclass
 class Learned:
-    """What the second half adds to the demo's last line."""
+    """What the second half adds to the demo's last line. Accuracy: per cent of digits that nobody
+    has trained on."""
 
     blocks: int = 0
     score_before: int = 0
     score_after: int = 0
+    digits_accuracy_before: int = 0
+    digits_accuracy_after: int = 0
     cheats_caught: int = 0
     trainer_msat: Msat = Msat(0)
     producer_msat: Msat = Msat(0)
@@ -188,6 +191,7 @@ class School:
         self.demo = demo
         self.producer = Party("producer", demo.data / "producer")
         self.trainers = [Party(name, demo.data / name) for name in ("trainer", "rival")]
+        self.pupil = Party("pupil", demo.data / "pupil")
         self.stranger = Party("stranger", demo.data / "stranger")
         self.model = ""
         self.bytes_scored = 1
@@ -202,7 +206,7 @@ class School:
         return score / MICRO / self.bytes_scored
 
     async def down(self) -> None:
-        for party in (self.stranger, *self.trainers, self.producer):
+        for party in (self.stranger, self.pupil, *self.trainers, self.producer):
             await asyncio.to_thread(party.daemon.stop)
 
     async def node(self, path: str, kind: type[T]) -> T:

@@ -51,6 +51,7 @@ def test_the_demo_and_the_readme(environ: dict[str, str], tmp_path: Path) -> Non
         *("tokens", "paid_msat", "refunded_msat", "topups", "max_exposure_msat"),
         *("exposure_limit_msat", "user_before_sat", "user_after_sat", "provider_after_sat"),
         *("onchain_fees_sat", "conserved", "blocks", "score_before", "score_after"),
+        *("digits_accuracy_before", "digits_accuracy_after"),
         *("cheats_caught", "trainer_msat", "producer_msat", "receipts_verified"),
         *("shares_conserved", "forced_close_sat", "seconds"),
     ]
@@ -77,6 +78,8 @@ def learned(result: dict[str, Any], output: str) -> None:
     """The second half: a model got better, and those who made it so were paid."""
     assert result["blocks"] >= 4
     assert result["score_after"] < result["score_before"] // 2
+    assert result["digits_accuracy_before"] < 30
+    assert result["digits_accuracy_after"] > 85
     assert result["cheats_caught"] == 4
     for reason in ("root-known", "bad-score", "withdrawn", "answer-wrong-model"):
         assert reason in output
