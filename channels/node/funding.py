@@ -30,6 +30,9 @@ OPEN_TIMEOUT = 60.0
 MAX_OPENING_PER_PEER = 8
 """Channels that a peer may have begun without funds on chain: each costs memory and disk."""
 
+MAX_OPENING = 5_000
+"""The same of all peers together: a stranger may have any number of node ids."""
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -155,9 +158,9 @@ class Funding:
     def on_open_channel(self, peer_id: bytes, message: OpenChannel) -> None:
         """A peer opens a channel to us."""
         node = self._node
-        half_open = [c for c in node.channels_of(peer_id) if _is_half_open(c)]
+        half_open = [c.state.peer_id for c in node.channels.values() if _is_half_open(c)]
         try:
-            if len(half_open) >= MAX_OPENING_PER_PEER:
+            if half_open.count(peer_id) >= MAX_OPENING_PER_PEER or len(half_open) >= MAX_OPENING:
                 raise RemoteProtocolError(
                     "too-many-openings", "Finish the channels you began to open first."
                 )

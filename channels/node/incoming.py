@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from channels.bolt.channel import Channel
 from channels.bolt.effects import Effect, HtlcReceived
+from channels.bolt.forwarding import MAX_HTLC_CLTV
 from channels.bolt.onion import BadOnion, FailureCode, peel
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ def answer(node: Node, channel: Channel, htlc: HtlcReceived) -> list[Effect]:
         peeled = peel(htlc.onion_routing_packet, node.node_secret, htlc.payment_hash)
     except BadOnion as bad:
         return channel.fail_malformed_htlc(htlc.id, bad.failure_code)
-    if not node.store.note_onion(
-        peeled.shared_secret, channel.state.index, htlc.id, htlc.cltv_expiry
-    ):
+    # One that would last longer is refused, if it is to be forwarded.
+    until = min(htlc.cltv_expiry, node.height + MAX_HTLC_CLTV)
+    if not node.store.note_onion(peeled.shared_secret, channel.state.index, htlc.id, until):
         # BOLT 4 "Accepting and Forwarding a Payment": who sends an onion again wants to learn
         # where it goes.
         log.warning("an onion that came before was refused")

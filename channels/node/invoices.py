@@ -40,6 +40,9 @@ MIN_FINAL_CLTV_EXPIRY = 18
 MAX_DESCRIPTION = 640
 """BOLT 11: a tagged field holds at most 1023 groups of five bits, which is 639 bytes."""
 
+MIN_KEYSEND = Msat(1_000)
+"""A payment that nobody asked for has a row of its own for ever: less is not worth remembering."""
+
 
 class Invoices:
     """Our invoices, and the callers that wait for one to be paid."""
@@ -188,6 +191,7 @@ class Invoices:
         if (
             hashlib.sha256(preimage).digest() != htlc.payment_hash
             or payload.amt_to_forward is None
+            or htlc.amount_msat < MIN_KEYSEND
             or htlc.amount_msat < (payload.total_msat or payload.amt_to_forward)
             or htlc.cltv_expiry < node.height + MIN_FINAL_CLTV_EXPIRY
             or node.store.invoice_by_hash(htlc.payment_hash) is not None

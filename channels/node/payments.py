@@ -41,6 +41,9 @@ MAX_ATTEMPTS = 100
 
 DEFAULT_RETRY_SECONDS = 60
 
+MAX_ERRORONION = 4096
+"""Bytes of an error that are kept (BOLT 4's have about 300): any hop may send 65,000."""
+
 AVOID_SECONDS = 600
 """A peer that could not read our onion is left alone so long."""
 
@@ -328,7 +331,7 @@ class Payments:
             attempt.id,
             "failed",
             now=node.now(),
-            erroronion=effect.reason or None,
+            erroronion=effect.reason if 0 < len(effect.reason) <= MAX_ERRORONION else None,
             failure_code=int(code),
             failure_message=fault.sentence,
         )

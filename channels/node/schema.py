@@ -219,3 +219,11 @@ def m008_hold_invoices(db: Database) -> None:
     )
     db.execute("ALTER TABLE invoices ADD COLUMN min_final_cltv_expiry INTEGER NOT NULL DEFAULT 18")
     db.execute("CREATE INDEX invoices_that_hold ON invoices (hold) WHERE hold IS NOT NULL")
+
+
+@node_schema()
+def m009_refused_forwards(db: Database) -> None:
+    db.execute(
+        "CREATE INDEX forwards_refused ON forwards (created_index)"
+        " WHERE status IN ('failed', 'local_failed')"
+    )

@@ -9,6 +9,14 @@ from channels.bolt.policy import Policy
 from channels.node.tables import Tables, counted
 from channels.units import BlockHeight, Msat, ShortChannelId, UnixTime
 
+KEPT_REFUSALS = 10_000
+"""How many forwards that came to nothing are remembered: they cost a stranger nothing."""
+
+PRUNE_EVERY = 256
+"""Forwards after which the older ones are looked for."""
+
+KEPT_ONIONS = 200_000
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardRow:
@@ -73,7 +81,7 @@ class ForwardTables(Tables):
         failcode: int | None = None,
     ) -> None:
         resolved = None if status == "offered" else now
-        self._db.execute(
+        cursor = self._db.execute(
             "INSERT INTO forwards (in_channel_index, in_htlc_id, in_channel, in_msat, payment_hash,"
             " shared_secret, out_channel, out_channel_index, out_htlc_id, out_msat, status,"
             " failcode, received_time, resolved_time)"
@@ -83,6 +91,17 @@ class ForwardTables(Tables):
                 *(shared_secret, None if out_channel is None else int(out_channel)),
                 *(out_channel_index, out_htlc_id, out_msat, status, failcode, now, resolved),
             ),
+        )
+        if cursor.lastrowid is not None and cursor.lastrowid % PRUNE_EVERY == 0:
+            self._prune_forwards()
+
+    def _prune_forwards(self) -> None:
+        """None of these is asked for again: the incoming HTLC was failed in the same turn."""
+        refused = "forwards WHERE status IN ('failed', 'local_failed')"
+        self._db.execute(
+            f"DELETE FROM {refused} AND created_index <= coalesce((SELECT created_index"  # noqa: S608  # our own words
+            f" FROM {refused} ORDER BY created_index DESC LIMIT 1 OFFSET ?), 0)",
+            (KEPT_REFUSALS,),
         )
 
     def forward_by_incoming(self, channel_index: int, htlc_id: int) -> ForwardRow | None:
@@ -118,7 +137,7 @@ class ForwardTables(Tables):
         )
 
     def list_forwards(self) -> list[ForwardRow]:
-        """All, in the order they came."""
+        """All that are kept, in the order they came."""
         return [_forward(r) for r in self._db.execute(_FORWARD + "ORDER BY created_index")]
 
     def _one_forward(self, where: str, *values: int) -> ForwardRow | None:
@@ -130,7 +149,7 @@ class ForwardTables(Tables):
     def note_onion(
         self, shared_secret: bytes, channel_index: int, htlc_id: int, cltv_expiry: int
     ) -> bool:
-        """Remember an onion until its HTLC expires; False when another HTLC had it before."""
+        """Remember an onion until `cltv_expiry`; False when another HTLC had it before."""
         self._db.execute(
             "INSERT OR IGNORE INTO onions VALUES (?, ?, ?, ?)",
             (shared_secret, channel_index, htlc_id, cltv_expiry),
@@ -141,8 +160,11 @@ class ForwardTables(Tables):
         return bool(owner == (channel_index, htlc_id))
 
     def forget_onions(self, height: BlockHeight) -> None:
-        """Those of HTLCs that have expired: nobody accepts them again."""
+        """Those of HTLCs that have expired, which nobody accepts again, and the oldest of many."""
         self._db.execute("DELETE FROM onions WHERE cltv_expiry <= ?", (height,))
+        self._db.execute(
+            "DELETE FROM onions WHERE rowid <= (SELECT max(rowid) FROM onions) - ?", (KEPT_ONIONS,)
+        )
 
     # --- terms ---------------------------------------------------------------------------------
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from channels.bolt import messages
+from channels.bolt import deadlines, messages
 from channels.bolt.channel import Channel, State
+from channels.bolt.commitment import ChannelType
 from channels.bolt.opening import funding_output_script
 from channels.bolt.transactions import OutPoint, Transaction, TxIn, TxOut
+from channels.node import funding
 from channels.node.chain import Block
 from channels.node.connections import Connections
+from channels.node.rpc_params import RpcMethodError
 from channels.node.tracker import Tracker
-from channels.units import BlockHeight, Sat
+from channels.units import BlockHeight, FeeratePerKw, Msat, Sat
 from tests.channels.bolt.pair import Pair
+from tests.channels.node.closes import CHANNEL, COINS, closing
+from tests.conftest import Chain
 
 
 class Watching:
@@ -100,3 +106,45 @@ async def test_a_message_is_never_sent_over_a_later_connection() -> None:
     connections.peers[Peer.remote_node_id] = after  # type: ignore[assignment]  # as above
     send(messages.Ping(2))
     assert (len(before.sent), len(after.sent)) == (1, 0)
+
+
+# --- openings that never end ----------------------------------------------------------------------
+
+
+async def test_channels_that_are_begun_and_never_funded(
+    bitcoind: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "FORGET_UNFUNDED", 3)
+    monkeypatch.setattr(funding, "MAX_OPENING", 2)
+    async with closing(bitcoind, tmp_path) as close:
+        alice, bob = close.parties
+        for party in close.parties:
+            await party.start()
+        for _ in range(3):
+            await close.miner.send(alice.node.wallet.new_address(), COINS)
+        await close.mine(1)
+        await close.connect()
+        # What alice signs never gets to the chain.
+        monkeypatch.setattr(alice.node, "broadcast", lambda _: None)
+
+        async def begin() -> None:
+            await alice.node.funding.open(
+                bob.node.node_id,
+                amount=CHANNEL,
+                push_msat=Msat(0),
+                feerate=FeeratePerKw(500),
+                reserve=None,
+                announce=False,
+                channel_type=ChannelType.ANCHORS,
+            )
+
+        await begin()
+        await begin()
+        with pytest.raises(RpcMethodError, match="Finish the channels"):
+            await begin()
+        assert len(bob.store.load_channels()) == 2
+        await close.mine(2)
+        assert len(bob.node.channels) == 2
+        await close.mine(3)
+        assert bob.node.channels == {}
+        assert bob.store.load_channels() == []
