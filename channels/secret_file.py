@@ -1,9 +1,10 @@
-"""A secret on disk: 32 random bytes that only their owner may read."""
+"""A secret on disk: 32 bytes that only their owner may read."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +13,8 @@ from channels.errors import UserError
 SIZE: Final = 32
 
 
-def load(path: Path) -> bytes:
-    """The secret in the file, which is made (0600) where there is none.
+def load(path: Path, draw: Callable[[int], bytes] = secrets.token_bytes) -> bytes:
+    """The secret in the file, which is drawn (0600) where there is none. draw: so many bytes.
 
     Raises UserError("bad-key-file") for a file of another length.
     """
@@ -28,7 +29,7 @@ def load(path: Path) -> bytes:
             ) from None
         return secret
     with os.fdopen(handle, "wb") as file:
-        secret = secrets.token_bytes(SIZE)
+        secret = draw(SIZE)
         file.write(secret)
         file.flush()
         os.fsync(file.fileno())

@@ -13,7 +13,6 @@ A key `k` at the top is the variable `ODA_K`, and a key `k` of `[section]` is `O
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -183,12 +182,3 @@ def _decode(kind: type, value: object) -> object:
 
 def _names(section: str, keys: list[str]) -> str:
     return ", ".join(f"`{section}.{key}`" if section else f"`{key}`" for key in keys)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -18,6 +18,7 @@ from channels.settings import Network, Settings, load_settings
 from channels.terminal import ExitCode, JsonFlag, print_json, progress, run, stderr
 from channels.units import Msat, Sat, UnixTime
 from client import receipt_commands
+from client.gateway.commands import gateway
 from client.settings import ClientSettings, lightning_rpc_file, load_client_settings, store_file
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def mount(root: typer.Typer) -> None:
     root.command()(sessions)
     root.command()(close)
     root.command()(providers)
+    root.command()(gateway)
     root.add_typer(receipt_commands.app)
 
 
@@ -205,7 +207,7 @@ async def _chat(
         fair = await stack.enter_async_context(market(load_settings(), settings))
         if any_ and len(fair.urls) > 1:
             answer: AsyncGenerator[Event | Switched, None] = fair.ask(
-                question, asked, _open_for(settings)
+                question, asked, open_for(settings)
             )
         else:
             client = await stack.enter_async_context(
@@ -227,7 +229,7 @@ async def _chat(
             return True
 
 
-def _open_for(settings: ClientSettings) -> OpenChannel:
+def open_for(settings: ClientSettings) -> OpenChannel:
     """Opens a channel where a provider can't be paid otherwise."""
 
     async def open_for(seller: Seller) -> bool:

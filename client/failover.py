@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from client.answer import Event
@@ -18,10 +18,20 @@ from client.provider import ProviderUnreachable
 from client.sdk import Client
 
 Connect = Callable[[Seller], AbstractAsyncContextManager[Client]]
+Ask = Callable[[Client, Seller], AsyncGenerator[Event, None]]
 OpenChannel = Callable[[Seller], Awaitable[bool]]
 """Open a channel to a seller; False where there is one, or where that can't be done."""
 
-FATAL: Final = frozenset({"payment-unknown", "day-cap-reached", "session-cap-reached"})
+FATAL: Final = frozenset(
+    {
+        "payment-unknown",
+        "request-cap-reached",
+        "session-cap-reached",
+        "hour-cap-reached",
+        "day-cap-reached",
+        "total-cap-reached",
+    }
+)
 """Another provider would not mend these, or would be paid beside the first."""
 
 
@@ -41,8 +51,7 @@ class Switched:
 async def ask_any(
     sellers: Sequence[Seller],
     connect: Connect,
-    question: Any,
-    given: dict[str, Any],
+    ask: Ask,
     open_channel: OpenChannel | None = None,
 ) -> AsyncGenerator[Event | Switched, None]:
     """The answer of the first seller that gives one.
@@ -59,11 +68,9 @@ async def ask_any(
     while True:
         seller = waiting[0]
         try:
-            async with connect(seller) as client:
-                asked = given | {"model": seller.model.id}
-                async with aclosing(client.chat(question, **asked)) as events:
-                    async for event in events:
-                        yield event
+            async with connect(seller) as client, aclosing(ask(client, seller)) as events:
+                async for event in events:
+                    yield event
             return
         except OdaError as error:
             if error.reason == "payment-failed" and open_channel and seller.url not in opened:

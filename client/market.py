@@ -19,7 +19,8 @@ from client.store import Store
 
 
 class Market:
-    """chain: None where no node of the sidechain is named."""
+    """chain: None where no node of the sidechain is named. named: whether only the provider of the
+    settings is to be asked, because the user named it."""
 
     def __init__(
         self,
@@ -27,7 +28,10 @@ class Market:
         http: aiohttp.ClientSession,
         store: Store,
         chain: FollowedChain | None,
+        *,
+        named: bool = False,
     ) -> None:
+        self._named = named
         self._settings = settings
         self._http = http
         self._store = store
@@ -36,6 +40,8 @@ class Market:
     @property
     def urls(self) -> list[str]:
         """Named by the user first, then those that announced themselves."""
+        if self._named:
+            return [self._settings.provider]
         announced = [] if self.chain is None else self.chain.announced()
         settings = self._settings
         named = [settings.provider, *settings.providers]
@@ -52,14 +58,20 @@ class Market:
     ) -> AsyncGenerator[Event | Switched, None]:
         """The answer of the best provider that gives one. Raises as failover.ask_any does."""
         found = await self.survey(given.get("model"))
-        answer = ask_any(found.sellers, self.connect, question, given, open_channel)
+
+        def ask(client: Client, seller: Seller) -> AsyncGenerator[Event, None]:
+            return client.chat(question, **given | {"model": seller.model.id})
+
+        answer = ask_any(found.sellers, self.connect, ask, open_channel)
         async with aclosing(answer) as events:
             async for event in events:
                 yield event
 
 
 @asynccontextmanager
-async def market(shared: Settings, settings: ClientSettings) -> AsyncIterator[Market]:
+async def market(
+    shared: Settings, settings: ClientSettings, *, named: bool = False
+) -> AsyncIterator[Market]:
     """Raises OdaError where the sidechain is named and can't be followed."""
     async with AsyncExitStack() as stack:
         store = Store(store_file(shared))
@@ -68,4 +80,4 @@ async def market(shared: Settings, settings: ClientSettings) -> AsyncIterator[Ma
         chain = None
         if settings.chain:
             chain = await stack.enter_async_context(following(shared, settings.chain))
-        yield Market(settings, http, store, chain)
+        yield Market(settings, http, store, chain, named=named)

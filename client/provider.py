@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from yarl import URL
 from channels import receipts
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from channels.http.scheme import PROBLEM_BASE, Challenge, Credential, parse_challenges
+from channels.loopback import is_loopback
 from channels.receipts import Receipt
 from channels.terminal import EXIT_CODES, ExitCode
 from channels.units import Msat
@@ -208,21 +208,12 @@ def normal_url(text: str) -> str:
         raise UserError(
             "bad-provider-url", f"{text[:200]!r} is no provider's URL, such as http://host:8402."
         )
-    if url.scheme == "http" and not _is_loopback(host):
+    if url.scheme == "http" and not is_loopback(host):
         raise UserError(
             "insecure-provider",
             f"Plain HTTP to {host} would show your payments to everybody in between: use https.",
         )
     return str(url.origin())
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _challenges(response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:

@@ -248,8 +248,10 @@ class Client:
         """The end of a session that a fault ended: what is unspent comes back."""
         self._remember(lambda record: fault(record, kind))
         # Whatever is not clear about the refund yet, `oda close` finds out.
-        with suppress(OdaError):
-            await session.close()
+        try:
+            with suppress(OdaError):
+                await session.close()
+        finally:
             await self._let_go(session)
 
     def _remember(self, change: Callable[[Record], Record]) -> None:
@@ -273,6 +275,11 @@ class Client:
         return self._catalogue.data[0].id
 
     # Sessions ------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> tuple[PaidSession, ...]:
+        """The sessions that are this client's alone, until `release`."""
+        return tuple(self._sessions.values())
 
     async def close(self, number: int | None = None) -> list[Refund]:
         """Close a session, or all with this provider, and wait for the refunds."""

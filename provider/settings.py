@@ -10,7 +10,7 @@ import msgspec
 
 from channels import secret_file
 from channels.errors import UserError
-from channels.settings import is_loopback
+from channels.loopback import is_loopback
 from channels.units import Msat
 from torrent.magnet import Peer, check_url
 

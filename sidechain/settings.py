@@ -9,7 +9,8 @@ import msgspec
 
 from channels import secret_file
 from channels.errors import UserError
-from channels.settings import Network, Settings, is_loopback, load_section
+from channels.loopback import is_loopback
+from channels.settings import Network, Settings, load_section
 from sidechain.primitives import x_only
 from torrent.magnet import Peer
 

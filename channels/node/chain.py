@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
-import ipaddress
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import aiohttp
 import msgspec
 
 from channels.errors import OdaError, UserError
+from channels.loopback import is_loopback
 from channels.units import BlockHeight
 
 MAX_ANSWER: Final = 16 << 20
@@ -57,7 +57,7 @@ class Bitcoind:
 
     def __init__(self, url: str, cookie: Path | None = None, timeout: float = 30) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "http" or not _is_loopback(parts.hostname or ""):
+        if parts.scheme != "http" or not is_loopback(parts.hostname or ""):
             raise UserError(
                 "bitcoind-not-local",
                 "bitcoind must be an http:// address of this machine, such as "
@@ -332,13 +332,6 @@ class _Cursor:
                     self.take(self.compact_size())
         self.take(4)  # locktime
         return self._raw[start : self.offset]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _basic(login: str) -> str:

@@ -12,15 +12,12 @@ from typing import Final
 import msgspec
 from aiohttp import hdrs, web
 
-from channels.settings import is_loopback
+from channels.loopback import is_local
 from provider.api import ApiError
 from provider.dashboard import Watch
 from provider.figures import csv
 from provider.pages import dashboard
 from sidechain.pages import assets
-
-FORWARDED: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
-"""A proxy on this machine sends these: who asks is not here, though the connection is."""
 
 PRIVATE: Final = {hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -42,7 +39,7 @@ class DashboardSite:
 
     def _private(self, handler: Handler) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            if not self._public and not _is_local(request):
+            if not self._public and not is_local(request.remote, request.url.host, request.headers):
                 raise ApiError(
                     "dashboard-private",
                     "The dashboard is shown on the provider's own machine; "
@@ -65,11 +62,3 @@ class DashboardSite:
         named = {hdrs.CONTENT_DISPOSITION: 'attachment; filename="earnings.csv"'}
         text = csv(self._watch.days())
         return web.Response(text=text, content_type="text/csv", headers=PRIVATE | named)
-
-
-def _is_local(request: web.Request) -> bool:
-    return (
-        is_loopback(request.remote or "")
-        and is_loopback(request.url.host or "")
-        and not any(name in request.headers for name in FORWARDED)
-    )

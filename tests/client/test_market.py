@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from channels.errors import OdaError, UserError
 from channels.lightning import PaymentFailed
 from client import session as paid_session
-from client.answer import Text
+from client.answer import Event, Text
 from client.discovery import Seller, ordered, survey
 from client.failover import Switched, ask_any
 from client.judge import FaultKind
@@ -76,7 +76,11 @@ class Buyer:
 
     async def ask(self, sellers: list[Seller], **more: Any) -> tuple[str, list[Switched]]:
         said, switched = "", []
-        answer = ask_any(sellers, self.connect, "abc", {"max_tokens": 20, "seed": 7}, **more)
+
+        def question(client: Client, seller: Seller) -> AsyncGenerator[Event, None]:
+            return client.chat("abc", model=seller.model.id, max_tokens=20, seed=7)
+
+        answer = ask_any(sellers, self.connect, question, **more)
         async with aclosing(answer) as events:
             async for event in events:
                 if isinstance(event, Switched):
