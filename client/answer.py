@@ -20,11 +20,11 @@ from channels import receipts
 from channels.errors import OdaError, RemoteProtocolError
 from channels.http.payer import Effect, SendCredential
 from channels.http.scheme import parse_challenges
+from channels.http.sse import ServerEvent
 from channels.units import Msat
 from client.provider import ProviderRefused, ProviderUnreachable, Stream, spent_msat
 from client.question import Question
 from client.session import BACK_OFF, PATIENCE, PaidSession
-from client.sse import ServerEvent
 from client.store import AnswerRow
 from provider.api import DONE
 

@@ -14,12 +14,12 @@ from yarl import URL
 from channels import receipts
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from channels.http.scheme import PROBLEM_BASE, Challenge, Credential, parse_challenges
+from channels.http.sse import EventParser, ServerEvent
 from channels.loopback import is_loopback
 from channels.receipts import Receipt
 from channels.terminal import EXIT_CODES, ExitCode
 from channels.units import Msat
 from client.question import CHAT, Question
-from client.sse import EventParser, ServerEvent
 from provider.api import Model
 
 MAX_ANSWER: Final = 1 << 20

@@ -10,29 +10,34 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Final
 
 import msgspec
 
-from channels.errors import LocalProtocolError, OdaError
+from channels.errors import LocalProtocolError, OdaError, RemoteProtocolError
 from channels.http import session as session_intent
 from channels.http.scheme import Problem
-from channels.http.session import Terms
-from channels.units import Msat
+from channels.http.session import PREFILL_STEP
+from channels.units import Msat, msat
 from provider import api, sessions
-from provider.api import ApiError, ChatAnswer, TextAnswer, Usage
+from provider.api import ApiError, Usage
 from provider.cashier import Cashier
-from provider.decoding import Token
-from provider.engine import GenerateRequest
+from provider.decoding import Token, merged, merged_objects
 from provider.ledger import Answer, AnswerStatus, Event
 from provider.metrics import Metrics
+from provider.places import Places
 from provider.pricing import prefill_steps
 from provider.serving import Models, Served
 from provider.sessions import NOTHING, Kind, Session
 from provider.settings import ProviderSettings
 from provider.share_book import ShareBook
+from provider.work import Work
 
 log = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN: Final = 4
+"""Of a question, about: only for what has to be there before the engine has counted it."""
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -43,64 +48,6 @@ class AnswerFailed(OdaError):
 
 class TopupTimeout(OdaError):
     """Nobody paid for the rest of a stream in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A request that was found in order, as the engine needs it."""
-
-    served: Served
-    kind: str  # "chat" or "text"
-    request: api.ChatRequest | api.CompletionRequest
-    prompt: bytes
-    prompt_tokens: int
-    max_tokens: int
-
-    def most(self, terms: Terms) -> Msat:
-        """The price of the longest answer."""
-        return terms.cost(self.prompt_tokens, self.max_tokens)
-
-    def generation(self, seed: int) -> GenerateRequest:
-        temperature = self.request.temperature
-        return GenerateRequest(
-            self.prompt,
-            self.max_tokens,
-            1.0 if temperature is None else temperature,
-            seed,
-            self.request.stops,
-        )
-
-    def builder(self, answer: Answer) -> ChatAnswer | TextAnswer:
-        kind, prefix = (ChatAnswer, "chatcmpl") if self.kind == "chat" else (TextAnswer, "cmpl")
-        return kind(
-            f"{prefix}-{answer.id}", answer.created, self.request.model, self.request.include_usage
-        )
-
-
-def read_work(
-    kind: str, body: bytes, models: Mapping[str, Served], settings: ProviderSettings
-) -> Work:
-    """Everything that can be wrong with a request is found here, before it is paid for.
-
-    Raises ApiError.
-    """
-    request = api.parse_chat(body) if kind == "chat" else api.parse_completion(body)
-    served = models.get(request.model)
-    if served is None:
-        raise api.unknown_model(request.model)
-    if isinstance(request, api.ChatRequest):
-        prompt = served.engine.render_chat(request.messages)
-    else:
-        prompt = request.text.encode()
-    wanted = request.wanted_tokens
-    if wanted is not None and wanted > settings.max_tokens:
-        raise ApiError(
-            "invalid-request",
-            f"max_tokens must be at most {settings.max_tokens} here.",
-            param="max_tokens",
-        )
-    most = wanted or min(settings.default_max_tokens, settings.max_tokens)
-    return Work(served, kind, request, prompt, served.engine.count_tokens(prompt), most)
 
 
 class Answers:
@@ -118,13 +65,14 @@ class Answers:
         self._metrics = metrics
         self._models = models
         self._book = book
-        self._slots = asyncio.Semaphore(settings.capacity)
+        self._places = Places(settings.capacity)
+        self._taken: dict[str, Places] = {}
+        """By answer: where it has a place now."""
         self._owners: dict[str, asyncio.Task[object]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
-    @property
-    def is_full(self) -> bool:
-        return self._slots.locked()
+    def is_full(self, served: Served) -> bool:
+        return (served.places or self._places).is_full
 
     # Streams -------------------------------------------------------------------------------------
 
@@ -140,10 +88,21 @@ class Answers:
             if answer.status is AnswerStatus.FINISHED:
                 return
             already = [token for event in logged for token in event.tokens]
+            if answer.events > len(work.builder(answer).opening()):
+                self._must_go_on(work)
             work, answer = self._as_it_began(work, answer)
-            async with self._slots:
+            async with self._place(answer_id, work.served):
                 with self._models.using(work.served):
                     await self._go_on(answer, work, already, write)
+
+    @staticmethod
+    def _must_go_on(work: Work) -> None:
+        if not work.served.engine.goes_on:
+            raise AnswerFailed(
+                "interrupted",
+                "This answer was interrupted, and its engine can't take it up in the middle; "
+                "nothing is charged for what was not delivered. Ask again.",
+            )
 
     def _as_it_began(self, work: Work, answer: Answer) -> tuple[Work, Answer]:
         """An answer ends with the weights that it began with, whatever is served by now, and all
@@ -170,32 +129,68 @@ class Answers:
             if answer.events == 0 and (opening := builder.opening()):
                 answer = await self._deliver(answer, opening, (), write)
             if answer.completion_tokens == 0:
+                if not work.served.engine.goes_on:
+                    # It must see the input to count it: about what that costs must be there.
+                    guess = min(work.prompt_tokens // BYTES_PER_TOKEN, PREFILL_STEP)
+                    await self._cover(answer, self._session(answer).terms.cost(guess, 0), write)
+                answer = await self._counted(answer, work)
                 answer = await self._hold_input(answer, write)
-            if (reason := self._end(work, answer, already)) is not None:
+            if (last := self._end(work, answer, already)) is not None:
                 # It stopped between its last text and its last events.
-                await self._finish(answer, work, reason, write)
+                await self._finish(answer, work, last, write)
                 return
             pending: list[int] = []
             async with aclosing(self._tokens(work, answer, already)) as tokens:
                 async for token in tokens:
-                    pending.append(token.id)
-                    if token.text:
-                        await self._cover(answer, self._output_cost(answer, len(pending)), write)
-                        data = (builder.text(token.text),)
-                        answer = await self._deliver(answer, data, tuple(pending), write)
+                    pending += [token.id] * token.count
+                    if token.brings:
+                        data = builder.text(token.text, token.delta, token.logprobs)
+                        answer = await self._send(answer, work, data, pending, write)
                         pending.clear()
                     if token.finish_reason is not None:
-                        await self._finish(answer, work, token.finish_reason, write)
+                        await self._finish(answer, work, token, write)
         finally:
             self._release(answer.id)
 
-    async def _finish(
-        self, answer: Answer, work: Work, reason: api.FinishReason, write: Write
-    ) -> None:
+    async def _send(
+        self, answer: Answer, work: Work, data: bytes, tokens: Sequence[int], write: Write
+    ) -> Answer:
+        """One event, and where it stands for more tokens than a deposit pays, further ones that
+        have no text: nobody has to pay for more than that at once."""
+        terms = self._session(answer).terms
+        step = msat(terms.deposit) // terms.output_msat
+        for start in range(0, max(1, len(tokens)), step):
+            part = tuple(tokens[start : start + step])
+            await self._cover(answer, self._output_cost(answer, len(part)), write)
+            sent = data if start == 0 else work.builder(answer).text("")
+            answer = await self._deliver(answer, (sent,), part, write)
+        return answer
+
+    async def _settle(self, answer: Answer, work: Work, total: int, write: Write) -> Answer:
+        """Charge what the engine says in the end, which is more or less than came in pieces."""
+        more = total - answer.completion_tokens
+        if more > 0:
+            data = work.builder(answer).text("")
+            return await self._send(answer, work, data, (0,) * more, write)
+        if more < 0:
+            input_tokens = 0 if total else answer.prompt_tokens
+            stored = self._session(answer)
+            over = stored.terms.cost(input_tokens, -more)
+            self._ledger.save_session(sessions.give_back(stored, over))
+            if self._book is not None:
+                self._book.spend(answer.session, answer.period, Msat(-over))
+            answer = replace(answer, spent=Msat(answer.spent - over), completion_tokens=total)
+            self._ledger.save_answer(answer)
+        return answer
+
+    async def _finish(self, answer: Answer, work: Work, token: Token, write: Write) -> None:
         """The last events. Tokens that brought no text are not charged."""
+        if token.total is not None:
+            answer = await self._settle(answer, work, token.total, write)
         builder = work.builder(answer)
         usage = _usage(answer)
-        last = [builder.finish(reason)]
+        assert token.finish_reason is not None  # it is the last one
+        last = [builder.finish(token.finish_reason)]
         if work.request.include_usage:
             last.append(builder.usage(usage))
         self._release(answer.id)
@@ -261,6 +256,20 @@ class Answers:
             self._metrics.input_tokens.inc(answer.prompt_tokens)
         self._metrics.delivered(tokens)
 
+    async def _counted(self, answer: Answer, work: Work) -> Answer:
+        """With the tokens of its input as the engine counts them, for which it may have to read
+        them."""
+        try:
+            async with asyncio.timeout(self._settings.engine_timeout):
+                tokens = await work.served.engine.prompt_tokens(
+                    work.generation(answer), work.prompt_tokens
+                )
+        except Exception as error:
+            raise self._failed(answer, error) from error
+        answer = replace(answer, prompt_tokens=tokens)
+        self._ledger.save_answer(answer)
+        return answer
+
     async def _hold_input(self, answer: Answer, write: Write) -> Answer:
         """Take the price of the input before the engine sees it."""
         for step in prefill_steps(answer.prompt_tokens):
@@ -312,11 +321,12 @@ class Answers:
             if self._session(answer) != stored:
                 continue
             # Its place is free for others meanwhile: waiting costs us nothing, blocking them would.
-            self._slots.release()
+            places = self._taken[answer.id]
+            places.release()
             try:
                 paid = await self._cashier.wait_for_change(stored.id, self._settings.topup_wait)
             finally:
-                await self._slots.acquire()
+                await places.acquire()
             if not paid:
                 await write(named_event("session-timeout", document))
                 raise TopupTimeout("topup-timeout", "No top-up arrived in time.")
@@ -333,9 +343,12 @@ class Answers:
             if answer.status is AnswerStatus.FINISHED:
                 return self._ledger.events(answer_id)[0].data
             work, answer = self._as_it_began(work, answer)
-            async with self._slots:
+            async with self._place(answer_id, work.served):
                 stored = self._session(answer)
-                most = work.most(stored.terms)
+                if stored.rest < (answers_alone := stored.terms.cost(0, work.max_tokens)):
+                    raise insufficient(answers_alone, stored.rest)
+                answer = await self._counted(answer, work)
+                most = stored.terms.cost(answer.prompt_tokens, work.max_tokens)
                 if stored.rest < most:
                     raise insufficient(most, stored.rest)
                 answer = self._hold(answer, most)
@@ -349,15 +362,22 @@ class Answers:
     async def _generate_whole(self, answer: Answer, work: Work) -> bytes:
         tokens: list[int] = []
         texts: list[str] = []
+        more: Mapping[str, object] = {}
+        logprobs: object = None
         charged = 0
         reason: api.FinishReason = "stop"
         async with aclosing(self._tokens(work, answer, ())) as generated:
             async for token in generated:
-                tokens.append(token.id)
+                tokens += [token.id] * token.count
                 texts.append(token.text)
-                if token.text:
+                more = merged_objects(more, token.delta or {})
+                logprobs = merged(logprobs, token.logprobs)
+                if token.brings:
                     charged = len(tokens)
                 reason = token.finish_reason or reason
+                if token.total is not None:
+                    tokens += [0] * (token.total - len(tokens))
+                    charged = token.total
         self._release(answer.id)
         answer = self._answer(answer.id)
         if charged:
@@ -365,7 +385,7 @@ class Answers:
             answer = self._hold(answer, cost)
         answer = replace(answer, status=AnswerStatus.FINISHED)
         done = replace(answer, completion_tokens=charged)
-        text = work.builder(answer).whole("".join(texts), reason, _usage(done))
+        text = work.builder(answer).whole("".join(texts), reason, _usage(done), more, logprobs)
         answer, _ = self._store(answer, (text,), tuple(tokens[:charged]), 0)
         await self._ledger.committed()
         return text
@@ -377,7 +397,7 @@ class Answers:
     ) -> AsyncGenerator[Token, None]:
         """The engine's tokens. Whatever goes wrong in it, or takes too long, is AnswerFailed."""
         generation: AsyncGenerator[Token, None] = work.served.engine.generate(
-            work.generation(answer.seed), already
+            work.generation(answer), already
         )
         self._metrics.running.inc()
         try:
@@ -394,19 +414,24 @@ class Answers:
         finally:
             self._metrics.running.dec()
 
-    def _end(self, work: Work, answer: Answer, already: list[int]) -> api.FinishReason | None:
-        """Why an answer of these tokens is at its end, None when it isn't."""
+    def _end(self, work: Work, answer: Answer, already: list[int]) -> Token | None:
+        """The last token of an answer of these, None when it is not at its end."""
         if not already:
             return None
         try:
-            return work.served.engine.replay(work.generation(answer.seed), already)[
-                -1
-            ].finish_reason
+            last = work.served.engine.replay(work.generation(answer), already)[-1]
         except Exception as error:
             raise self._failed(answer, error) from error
+        return last if last.finish_reason is not None else None
 
-    def _failed(self, answer: Answer, error: Exception) -> AnswerFailed:
+    def _failed(self, answer: Answer, error: Exception) -> OdaError:
+        if isinstance(error, ApiError) and error.status < 500:
+            return error  # the request's fault
         self._metrics.failures.inc()
+        if isinstance(error, ApiError | RemoteProtocolError):
+            log.warning("The engine failed in answer %s: %s", answer.id, error)
+            sentence = f"{error} Nothing is charged for what was not delivered."
+            return ApiError(error.reason, sentence, status=503, type_="server_error")
         log.error("The engine failed in answer %s", answer.id, exc_info=error)
         return AnswerFailed(
             "engine-failed",
@@ -430,6 +455,16 @@ class Answers:
             if self._owners.get(answer_id) is task:
                 del self._owners[answer_id]
                 self._locks.pop(answer_id, None)
+
+    @asynccontextmanager
+    async def _place(self, answer_id: str, served: Served) -> AsyncIterator[None]:
+        places = served.places or self._places
+        async with places:
+            self._taken[answer_id] = places
+            try:
+                yield
+            finally:
+                del self._taken[answer_id]
 
     def _output_cost(self, answer: Answer, tokens: int) -> Msat:
         return self._session(answer).terms.cost(0, tokens)

@@ -8,7 +8,7 @@ same answer is the same bytes. Source: platform.openai.com/docs/api-reference.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -28,7 +28,7 @@ MAX_TEMPERATURE: Final = 2.0
 DONE: Final = b"[DONE]"
 """The data of the last event of every stream."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call", "content_filter"]
 
 
 class ApiError(OdaError):
@@ -67,6 +67,11 @@ class ErrorBody(Struct, frozen=True):
     """`{"error": {...}}`: the body of every error, and the data of a stream's error chunk."""
 
     error: ErrorMember
+
+
+def is_model_name(name: str) -> bool:
+    """A stranger may have chosen it, and it is shown on terminals and compared by clients."""
+    return re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._:/@+-]{0,127}", name) is not None
 
 
 def unknown_model(name: str) -> ApiError:
@@ -257,35 +262,24 @@ class Usage(Struct, frozen=True):
         return cls(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
 
 
-class AssistantMessage(Struct, frozen=True):
-    role: Literal["assistant"]
-    content: str
-    refusal: None = None
-
-
-class Delta(Struct, frozen=True, omit_defaults=True):
-    role: str | UnsetType = UNSET
-    content: str | UnsetType | None = UNSET
-
-
 class ChatChoice(Struct, frozen=True):
     index: int
-    message: AssistantMessage
-    logprobs: None
+    message: Mapping[str, object]
+    logprobs: object
     finish_reason: str
 
 
 class ChunkChoice(Struct, frozen=True):
     index: int
-    delta: Delta
-    logprobs: None = None
+    delta: Mapping[str, object]
+    logprobs: object = None
     finish_reason: str | None = None
 
 
 class TextChoice(Struct, frozen=True):
     text: str
     index: int
-    logprobs: None = None
+    logprobs: object = None
     finish_reason: str | None = None
 
 
@@ -331,20 +325,34 @@ class ChatAnswer(Struct, frozen=True):
     include_usage: bool = False
 
     def opening(self) -> tuple[bytes, ...]:
-        return (self._chunk([ChunkChoice(0, Delta(role="assistant", content=""))]),)
+        return (self._chunk([ChunkChoice(0, {"role": "assistant", "content": ""})]),)
 
-    def text(self, text: str) -> bytes:
-        return self._chunk([ChunkChoice(0, Delta(content=text))])
+    def text(
+        self, text: str, more: Mapping[str, object] | None = None, logprobs: object = None
+    ) -> bytes:
+        """more: what the delta has besides content, such as `tool_calls`."""
+        said = {} if more and not text else {"content": text}
+        return self._chunk([ChunkChoice(0, said | dict(more or {}), logprobs)])
 
     def finish(self, reason: FinishReason) -> bytes:
-        return self._chunk([ChunkChoice(0, Delta(), finish_reason=reason)])
+        return self._chunk([ChunkChoice(0, {}, finish_reason=reason)])
 
     def usage(self, usage: Usage) -> bytes:
         """The extra last chunk of `stream_options.include_usage`: no choices, only figures."""
         return self._chunk([], usage)
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> bytes:
-        choice = ChatChoice(0, AssistantMessage("assistant", text), None, reason)
+    def whole(
+        self,
+        text: str,
+        reason: FinishReason,
+        usage: Usage,
+        more: Mapping[str, object] | None = None,
+        logprobs: object = None,
+    ) -> bytes:
+        # OpenAI's content is null where there are only calls of tools.
+        content = None if more and not text else text
+        message = {"role": "assistant", "content": content, "refusal": None} | dict(more or {})
+        choice = ChatChoice(0, message, logprobs, reason)
         return msgspec.json.encode(
             ChatCompletion(self.id, "chat.completion", self.created, self.model, [choice], usage)
         )
@@ -374,8 +382,10 @@ class TextAnswer(Struct, frozen=True):
     def opening(self) -> tuple[bytes, ...]:
         return ()
 
-    def text(self, text: str) -> bytes:
-        return self._chunk([TextChoice(text, 0)])
+    def text(
+        self, text: str, more: Mapping[str, object] | None = None, logprobs: object = None
+    ) -> bytes:
+        return self._chunk([TextChoice(text, 0, logprobs)])
 
     def finish(self, reason: FinishReason) -> bytes:
         return self._chunk([TextChoice("", 0, finish_reason=reason)])
@@ -383,8 +393,15 @@ class TextAnswer(Struct, frozen=True):
     def usage(self, usage: Usage) -> bytes:
         return self._chunk([], usage)
 
-    def whole(self, text: str, reason: FinishReason, usage: Usage) -> bytes:
-        choice = TextChoice(text, 0, finish_reason=reason)
+    def whole(
+        self,
+        text: str,
+        reason: FinishReason,
+        usage: Usage,
+        more: Mapping[str, object] | None = None,
+        logprobs: object = None,
+    ) -> bytes:
+        choice = TextChoice(text, 0, logprobs, reason)
         return msgspec.json.encode(
             TextCompletion(self.id, "text_completion", self.created, self.model, [choice], usage)
         )

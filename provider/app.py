@@ -25,12 +25,12 @@ from channels.http.scheme import Credential, Problem
 from channels.lightning import LightningError, LightningUnreachable
 from channels.units import Sat, sat_ceil
 from provider import api, cashier, liquidity
-from provider.answers import Answers, TopupTimeout, Work, last_event, read_work
+from provider.answers import Answers, TopupTimeout, last_event
 from provider.api import ApiError
 from provider.cashier import Cashier, headers
 from provider.dashboard import Watch
 from provider.gate import Gate, Ticket
-from provider.ledger import Ledger
+from provider.ledger import AnswerStatus, Ledger
 from provider.liquidity import Channels
 from provider.metrics import CONTENT_TYPE, Metrics
 from provider.pages.site import DashboardSite
@@ -39,6 +39,8 @@ from provider.sessions import Kind, Phase
 from provider.settings import Keys, ProviderSettings
 from provider.share_desk import ShareDesk
 from provider.sharing import Sharing
+from provider.upstreams import Upstreams
+from provider.work import Work, read_work
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Node(cashier.Node, liquidity.Node, Protocol):
 class Provider:
     """models: what is served; the caller closes them. sharing: how others get these models; None
     where they are not shared. desk: passes on shares; None for a provider on no sidechain.
+    upstreams: other servers whose models are among them.
 
     about: the `oda` member of /v1/models: `node_id`, `address` (host:port for peers), `network`.
     """
@@ -72,6 +75,7 @@ class Provider:
         clock: Callable[[], float] = time.time,
         sharing: Sharing | None = None,
         desk: ShareDesk | None = None,
+        upstreams: Upstreams | None = None,
     ) -> None:
         self.settings = settings
         self.models = models
@@ -95,6 +99,7 @@ class Provider:
             self._known,
             desk,
             clock,
+            tuple if upstreams is None else upstreams.states,
         )
 
     def app(self) -> web.Application:
@@ -199,7 +204,7 @@ class Provider:
         return await self.gate.session(credential, work, body)
 
     def _work(self, kind: str, body: bytes) -> Work:
-        return read_work(kind, body, self.models.current, self.settings)
+        return read_work(kind, body, self.models, self.settings)
 
     async def _refuse(
         self, request: web.Request, kind: str, body: bytes, problem: Problem
@@ -208,19 +213,14 @@ class Provider:
         price: Sat | None = None
         if request.method == hdrs.METH_POST and body:
             work = self._work(kind, body)
-            if problem.reason == "payment-required" and self.answers.is_full:
-                raise ApiError(
-                    "at-capacity",
-                    "All places are taken; try again in a moment.",
-                    status=503,
-                    type_="server_error",
-                )
+            if problem.reason == "payment-required" and self.answers.is_full(work.served):
+                raise _at_capacity()
             served, price = work.served, sat_ceil(work.most(work.served.terms))
         elif request.method == hdrs.METH_POST:
             raise ApiError("invalid-json", "The request has no body.")
         else:
             current = self.models.current
-            name = request.query.get("model", next(iter(current)))
+            name = request.query.get("model") or next(iter(current), "")
             if name not in current:
                 raise api.unknown_model(name)
             served = current[name]
@@ -244,6 +244,9 @@ class Provider:
         if answer is None:
             return _json(msgspec.json.encode(ticket.document), sent)
         work = self._work(answer.api, answer.body)
+        has_queue = work.served.places is not None and answer.status is AnswerStatus.RUNNING
+        if has_queue and self.answers.is_full(work.served):
+            raise _at_capacity()
         if not work.request.stream:
             return _json(await self.answers.whole(answer.id, work), sent)
         response = web.StreamResponse(
@@ -314,6 +317,15 @@ class RateLimit:
         return left >= 1
 
 
+def _at_capacity() -> ApiError:
+    return ApiError(
+        "at-capacity",
+        "All places are taken; try again in a moment.",
+        status=503,
+        type_="server_error",
+    )
+
+
 def _authorization(request: web.Request) -> str:
     """The one header that pays, empty where none does. Raises ApiError for several."""
     found = request.headers.getall(hdrs.AUTHORIZATION, [])
@@ -363,7 +375,9 @@ def _error(error: Exception) -> web.Response:
 
 
 def _failure(error: Exception) -> ApiError:
-    """What is our fault and not the client's."""
+    """What is said of an error where there is no status line to say it."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, OdaError):
         log.warning("Answered with an error: %s", error)
         status = 503 if isinstance(error, LightningUnreachable | LightningError) else 500

@@ -30,6 +30,7 @@ from provider.settings import Keys, ProviderSettings
 from provider.settlement import Rules, asking
 from provider.share_desk import ShareDesk
 from provider.sharing import Shared, Sharing, obtain
+from provider.upstreams import Upstreams, servers
 from sidechain import params
 from sidechain.fees import Terms
 from sidechain.follower import Follower, follow
@@ -41,10 +42,11 @@ from torrent.swarm import Swarm
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """announce: to be called when it is served; tells the sidechain where."""
+    """served: the model that is offered first; None while no upstream answers. announce: to be
+    called when it is served; tells the sidechain where."""
 
     provider: Provider
-    served: Served
+    served: Served | None
     info: NodeInfo
     swarm: Swarm
     announce: Callable[[str], None]
@@ -73,8 +75,17 @@ async def assembled(
         swarm = await stack.enter_async_context(Swarm.of(shared, options))
         follower = await _followed(shared, settings, stack)
         supplier = Supplier(shared, settings, swarm, follower)
-        served = await supplier.first()
-        models.swap(served)
+        if settings.model or settings.follow or not settings.upstream:
+            models.swap(await supplier.first())
+        http = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        upstreams = Upstreams(
+            servers(settings, http),
+            models,
+            settings,
+            None if follower is None else _shares(settings),
+            time.time,
+        )
+        await stack.enter_async_context(upstreams.running())
         desk = None
         if follower is not None:
 
@@ -82,7 +93,6 @@ async def assembled(
                 models.swap(await supplier.version(model, version))
 
             lineage = FollowedLineage(follower, models, newer)
-            http = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
             rules = _rules(settings, network, info, keys)
             desk = ShareDesk(
                 ledger, models, lineage, lineage, lightning, asking(http), rules, time.time
@@ -99,6 +109,7 @@ async def assembled(
             _about(info),
             sharing=sharing,
             desk=desk,
+            upstreams=upstreams,
         )
         telling: list[asyncio.Task[None]] = []
         stack.push_async_callback(_cancel, telling)
@@ -109,7 +120,8 @@ async def assembled(
                 told = announcing(follower, keys.announcements, url, info.id, models)
                 telling.append(asyncio.create_task(told))
 
-        yield Assembled(provider, served, info, swarm, announce)
+        first = next(iter(models.current.values()), None)
+        yield Assembled(provider, first, info, swarm, announce)
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

@@ -48,6 +48,19 @@ def provider(
         typer.Option("--chain", metavar="HOST:PORT", help="A node of the sidechain; repeatable."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model.")] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--upstream",
+            metavar="URL",
+            help="Sell what an OpenAI-compatible server has (vLLM, Ollama, llama.cpp), such as "
+            "http://127.0.0.1:11434/v1; repeatable.",
+        ),
+    ] = None,
+    upstream_model: Annotated[
+        list[str] | None,
+        typer.Option("--upstream-model", metavar="NAME", help="Only this one; repeatable."),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Where to serve.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one.")] = None,
     node: Annotated[str | None, typer.Option(help="The embedded node that is paid.")] = None,
@@ -60,7 +73,8 @@ def provider(
 ) -> None:
     """Serve a model until Ctrl-C, and share it with others over BitTorrent.
 
-    Without --model a small one is trained at the first start, which takes about half a minute.
+    Without --model and --upstream a small one is trained at the first start, which takes about
+    half a minute.
     """
     if context.invoked_subcommand is not None:
         return
@@ -70,6 +84,8 @@ def provider(
         "follow": follow,
         "chain": chain or None,
         "name": name,
+        "upstream": upstream or None,
+        "upstream_models": upstream_model or None,
         "host": host,
         "port": port,
         "node": node,
@@ -105,8 +121,10 @@ async def _serve(
         await serve(made.provider, started)
 
 
-def _say(url: str, served: Served, info: NodeInfo, swarm: Swarm, as_json: bool) -> None:
-    name, infohash = served.engine.model_id, served.infohash
+def _say(url: str, served: Served | None, info: NodeInfo, swarm: Swarm, as_json: bool) -> None:
+    name = None if served is None else served.engine.model_id
+    infohash = None if served is None else served.infohash
+    model = None if served is None else served.model
     if as_json:
         print_json(
             {
@@ -114,9 +132,9 @@ def _say(url: str, served: Served, info: NodeInfo, swarm: Swarm, as_json: bool) 
                 "model": name,
                 "node": info.id,
                 "infohash": infohash.hex() if infohash else None,
-                "registered": served.model.hex() if served.model else None,
+                "registered": model.hex() if model else None,
                 "address": str(swarm.address),
             }
         )
     else:
-        stderr().print(f"Serving {name} on {url} (Ctrl-C stops it)")
+        stderr().print(f"Serving {name or 'no model yet'} on {url} (Ctrl-C stops it)")

@@ -16,6 +16,7 @@ from provider.metrics import Metrics
 from provider.serving import Models
 from provider.share_desk import Following, ShareDesk
 from provider.shares import BatchStatus
+from provider.upstreams import State
 
 WAITING: Final = (BatchStatus.OPEN, BatchStatus.INVOICED)
 DAYS: Final = 30
@@ -27,13 +28,22 @@ Role = Literal["trainer", "producer"]
 
 
 class Health(Struct, frozen=True, omit_defaults=True):
-    """status: "ok"; "degraded" where it sells but the sidechain is not followed; "unavailable"
-    where it can't sell. chain: absent for a provider on no sidechain."""
+    """status: "ok"; "degraded" where it sells but the sidechain is not followed or an upstream is
+    down; "unavailable" where it can't sell. chain: absent for a provider on no
+    sidechain. upstreams: absent where there are none."""
 
     status: Literal["ok", "degraded", "unavailable"]
     models: tuple[str, ...]
     lightning: bool
     chain: ChainHealth | None = None
+    upstreams: tuple[UpstreamHealth, ...] = ()
+
+
+class UpstreamHealth(Struct, frozen=True):
+    """Of an OpenAI-compatible server behind the provider; its address is nobody's business."""
+
+    reachable: bool
+    models: int
 
 
 class ChainHealth(Struct, frozen=True):
@@ -108,6 +118,7 @@ class Watch:
         entry: Callable[[str], api.Model],
         desk: ShareDesk | None,
         clock: Callable[[], float],
+        upstreams: Callable[[], tuple[State, ...]] = tuple,
     ) -> None:
         self._ledger = ledger
         self._figures = Figures(ledger)
@@ -119,6 +130,7 @@ class Watch:
         self._entry = entry
         self._desk = desk
         self._clock = clock
+        self._upstreams = upstreams
         self._days: tuple[Day, ...] = ()
         self._roles: dict[bytes, tuple[Role, ...]] = {}
         self._days_until = self._until = float("-inf")
@@ -145,7 +157,11 @@ class Watch:
 
     def _made(self, liquidity: Liquidity) -> Dashboard:
         following = self._following()
-        troubles = (liquidity.trouble, None if following is None else following.trouble)
+        troubles = (
+            liquidity.trouble,
+            None if following is None else following.trouble,
+            *(each.trouble for each in self._upstreams()),
+        )
         self._look_at_days()
         shares = self._shares()
         totals = self._ledger.totals()
@@ -189,7 +205,12 @@ class Watch:
             status = "unavailable"
         elif chain is not None and not chain.followed:
             status = "degraded"
-        return Health(status, models, reachable, chain)
+        upstreams = tuple(
+            UpstreamHealth(each.trouble is None, len(each.models)) for each in self._upstreams()
+        )
+        if status == "ok" and not all(each.reachable for each in upstreams):
+            status = "degraded"
+        return Health(status, models, reachable, chain, upstreams)
 
     def _following(self) -> Following | None:
         return None if self._desk is None else self._desk.following()

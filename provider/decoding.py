@@ -8,8 +8,9 @@ after an interruption sends the same text at the same places.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from provider.api import FinishReason
 
@@ -18,12 +19,24 @@ from provider.api import FinishReason
 class Token:
     """One generated token and the text that it completes, which may be none, or more than it.
 
-    `finish_reason` is set on the last token of an answer and on no other.
+    `finish_reason` is set on the last token of an answer and on no other. The rest is for engines
+    that speak the OpenAI API themselves: how many tokens it stands for; what it brings besides
+    text, as in a `delta` (calls of tools, reasoning); logprobs; and on the last one, how many
+    tokens the whole answer took, where that is known better than by counting.
     """
 
     id: int
     text: str
     finish_reason: FinishReason | None = None
+    count: int = 1
+    delta: Mapping[str, object] | None = None
+    logprobs: object = None
+    total: int | None = None
+
+    @property
+    def brings(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self.text or self.delta)
 
 
 class Decoding:
@@ -66,6 +79,47 @@ class Decoding:
     def replay(self, token_ids: Iterable[int]) -> tuple[Token, ...]:
         """Feed tokens that were generated before; what they sent then."""
         return tuple(self.feed(token_id) for token_id in token_ids)
+
+
+def merged(old: object, new: object) -> object:
+    """What two deltas come to: texts and lists grow, parts of one list go by their `index`."""
+    if isinstance(old, str) and isinstance(new, str):
+        return old + new
+    if isinstance(old, list) and isinstance(new, list):
+        return _merged_lists(old, new)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return merged_objects(old, new)
+    return old if new is None else new
+
+
+def merged_objects(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    """`merged` for two objects."""
+    both = dict(old)
+    for name, value in new.items():
+        if name in _NAMES and both.get(name) is not None:
+            continue
+        both[name] = merged(both.get(name), value)
+    return both
+
+
+def _merged_lists(old: list[object], new: list[object]) -> list[object]:
+    both = list(old)
+    for part in new:
+        index = _index(part)
+        known = [i for i, each in enumerate(both) if _index(each) == index]
+        if index is not None and known:
+            both[known[0]] = merged(both[known[0]], part)
+        else:
+            both.append(part)
+    return both
+
+
+def _index(part: object) -> object:
+    return part.get("index") if isinstance(part, Mapping) else None
+
+
+_NAMES: Final = frozenset({"index", "id", "type", "name"})
+"""Members that say which thing it is; engines repeat them."""
 
 
 def _overlap(text: str, stop: str) -> int:

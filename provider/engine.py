@@ -1,8 +1,9 @@
-"""What produces the tokens: one Protocol, and torch in this process behind it.
+"""What produces the tokens: one Protocol, and torch in this process behind it (upstream.py has
+the other kind).
 
-An engine's answer is a function of (request, seed): taken up again with the tokens that were
-already generated, it goes on as if it had never stopped. That is what makes a stream survive an
-unpaid pause or a crash unchanged.
+The answer of an engine that `goes_on` is a function of (request, seed): taken up again with the
+tokens that were already generated, it goes on as if it had never stopped. That is what makes a
+stream survive an unpaid pause or a crash unchanged.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from provider.api import Message
+from provider.api import ChatRequest, CompletionRequest, Message
 from provider.decoding import Decoding, Token
 from provider.models import ServedModel
 from sidechain.model.generate import Generation, one_thread, seen_prompt
@@ -22,13 +23,28 @@ from sidechain.model.prompt import render_chat
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """`seed` is part of the request: who wants a random one draws it and keeps it."""
+    """`seed` is part of the request: who wants a random one draws it and keeps it.
+
+    kind, body: "chat" or "text" and the request as it came, for engines that speak the API
+    themselves.
+    """
 
     prompt: bytes
     max_tokens: int
     temperature: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    kind: str = "chat"
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model sees of a request. tokens: how many that are, or the most that it can be
+    where only the engine can tell; those cost."""
+
+    text: bytes
+    tokens: int
 
 
 class Engine(Protocol):
@@ -43,11 +59,16 @@ class Engine(Protocol):
     def context_length(self) -> int:
         """The tokens that the model can see at once."""
 
-    def count_tokens(self, prompt: bytes) -> int:
-        """The tokens of the prompt that the model will see, which are those that cost."""
+    @property
+    def goes_on(self) -> bool:
+        """Whether an answer that was interrupted can be taken up again."""
 
-    def render_chat(self, messages: Sequence[Message]) -> bytes:
-        """The prompt that a conversation becomes."""
+    def read(self, request: ChatRequest | CompletionRequest, body: bytes) -> Prompt:
+        """body: the same request as it came. Nothing is asked of anybody for it."""
+
+    async def prompt_tokens(self, request: GenerateRequest, most: int) -> int:
+        """How many tokens of the prompt are charged, at most `most`. Called when it is paid for,
+        before it is answered."""
 
     def generate(
         self, request: GenerateRequest, already: Sequence[int] = ()
@@ -55,6 +76,7 @@ class Engine(Protocol):
         """The tokens after `already`; the last one has a finish_reason.
 
         No more is computed than is asked for, and nothing after `aclose()` or a cancellation.
+        Raises ApiError for what is not the engine's fault.
         """
 
     def replay(self, request: GenerateRequest, already: Sequence[int]) -> tuple[Token, ...]:
@@ -90,10 +112,26 @@ class TorchEngine:
     def context_length(self) -> int:
         return self._model.module.architecture.context
 
+    @property
+    def goes_on(self) -> bool:
+        return True
+
+    def read(self, request: ChatRequest | CompletionRequest, body: bytes) -> Prompt:
+        if isinstance(request, ChatRequest):
+            text = self.render_chat(request.messages)
+        else:
+            text = request.text.encode()
+        return Prompt(text, self.count_tokens(text))
+
+    async def prompt_tokens(self, request: GenerateRequest, most: int) -> int:
+        return most
+
     def count_tokens(self, prompt: bytes) -> int:
+        """The tokens of the prompt that the model will see."""
         return len(seen_prompt(prompt, self.context_length))
 
     def render_chat(self, messages: Sequence[Message]) -> bytes:
+        """The prompt that a conversation becomes."""
         return render_chat(message.text for message in messages)
 
     def replay(self, request: GenerateRequest, already: Sequence[int]) -> tuple[Token, ...]:

@@ -18,12 +18,12 @@ from channels.http import charge, l402, session
 from channels.http.method import Issued
 from channels.http.scheme import Credential, Problem, Receipt, body_digest, malformed
 from channels.http.session import Bearer, Close, Open, TopUp
-from provider.answers import Work
 from provider.api import ApiError
 from provider.cashier import REFUND_WORDS, Cashier
 from provider.ledger import Answer, Result
 from provider.sessions import DepositStatus, Session
 from provider.settings import Keys
+from provider.work import Work
 
 MAX_UNPAID_ANSWERS: Final = 16
 """Of one session: each is stored with its request before anything is charged for it."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from channels.errors import UserError
+from provider.api import is_model_name
 from sidechain.model import bundle, directory, files, registry, trainer, weights
 from sidechain.model.architecture import ByteTransformer, ByteTransformerModule
 from sidechain.model.dataset import python_documentation
@@ -77,7 +77,7 @@ def _check_reads_text(path: Path) -> None:
 
 def _checked_name(name: str) -> str:
     """A stranger may have chosen it, and it is shown on terminals and compared by clients."""
-    if not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._:/@+-]{0,127}", name):
+    if not is_model_name(name):
         raise UserError(
             "bad-model-name",
             f"{name[:40]!r} can't be a model's name (letters, digits and ._:/@+- up to 128); "

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from channels.http.session import Terms
 from channels.units import UnixTime
 from provider.engine import Engine
+from provider.places import Places
 from provider.pricing import Price
 from sidechain.fees import Terms as Shares
 
@@ -25,7 +26,8 @@ class Served:
     """A model on offer. infohash: of its directory, where the provider shares it.
 
     model, weights_root: what it is on the sidechain; None for one that is not. shares: what is
-    passed on to those who made it; None for a provider on no sidechain.
+    passed on to those who made it; None for a provider on no sidechain. places: how many of its
+    answers may be made at a time, where that is not the provider's own limit.
     """
 
     engine: Engine
@@ -36,6 +38,7 @@ class Served:
     model: bytes | None = None
     weights_root: bytes | None = None
     shares: Shares | None = None
+    places: Places | None = None
 
     @property
     def terms(self) -> Terms:
@@ -61,10 +64,23 @@ class Models:
         self._before: dict[str, list[Served]] = {name: [] for name in self._current}
         """By name, the newest last: what was replaced and may still be needed."""
         self._using: dict[int, int] = {}
+        self._away: set[str] = set()
 
     @property
     def current(self) -> Mapping[str, Served]:
         return MappingProxyType(self._current)
+
+    def is_away(self, name: str) -> bool:
+        """Whether it was withdrawn and may come back."""
+        return name in self._away
+
+    def withdraw(self, name: str) -> None:
+        """It can't be had for now; answers that have begun go on as far as they can."""
+        withdrawn = self._current.pop(name, None)
+        if withdrawn is not None:
+            self._away.add(name)
+            self._before.setdefault(name, []).append(withdrawn)
+            self._close_unneeded(name)
 
     def swap(self, new: Served) -> None:
         """From now on requests for a model of this name are answered by this one."""
@@ -73,6 +89,7 @@ class Models:
         if replaced is new:
             return
         self._current[name] = new
+        self._away.discard(name)
         if replaced is not None:
             self._before.setdefault(name, []).append(replaced)
             self._close_unneeded(name)

@@ -286,6 +286,11 @@ def deliver(session: Session, held: Msat, cost: Msat, now: UnixTime) -> Session:
     )
 
 
+def give_back(session: Session, amount: Msat) -> Session:
+    """Take back a charge: the engine counted fewer tokens in the end than came in pieces."""
+    return replace(session, spent=Msat(session.spent - amount))
+
+
 def touch(session: Session, now: UnixTime) -> Session:
     """It was used just now."""
     return replace(session, last_active=now)

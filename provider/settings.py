@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import msgspec
+from yarl import URL
 
 from channels import secret_file
 from channels.errors import UserError
@@ -42,6 +43,13 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     trainer_ppm, producers_ppm: what is passed on, in millionths of what is spent.
     settle_seconds, settle_sat: shares are paid at the latest so long after the last time, or when
         one payee is owed so much. smallest_share_msat: less is carried over.
+    upstream: base URLs (…/v1) of OpenAI-compatible servers whose models are served too; without
+        `model` and `follow` they alone. upstream_models: only these; all where none is named.
+    upstream_key_file: of an API key, which nobody else may read; else ODA_UPSTREAM_KEY is one.
+    upstream_plain_http: http is allowed to other machines than this one.
+    upstream_context: the context length of models whose server doesn't tell.
+    upstream_capacity, upstream_queue: answers at the same time of one server, and how many may
+        wait.
     public_dashboard: the dashboard is shown to others than this machine too.
     """
 
@@ -75,6 +83,13 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     settle_seconds: int = 600
     settle_sat: int = 1000
     smallest_share_msat: int = 1000
+    upstream: tuple[str, ...] = ()
+    upstream_models: tuple[str, ...] = ()
+    upstream_key_file: Path | None = None
+    upstream_plain_http: bool = False
+    upstream_context: int = 32_768
+    upstream_capacity: int = 8
+    upstream_queue: int = 16
     public_dashboard: bool = False
 
     def check(self) -> None:
@@ -85,6 +100,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                 raise UserError("bad-setting", f"provider.{name} must be at least 1.")
         if self.url is not None:
             check_url(self.url)
+        self._check_upstreams()
         for peer in (*self.peers, *self.chain):
             Peer.parse(peer)
         if self.follow is not None and not re.fullmatch("[0-9a-f]{64}", self.follow):
@@ -107,6 +123,33 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                 f"Serving on {self.host} needs provider.tls_cert and provider.tls_key: payments "
                 "are not sent over plain HTTP except on loopback.",
             )
+
+    def _check_upstreams(self) -> None:
+        for text in self.upstream:
+            check_url(text)
+            url = URL(text)
+            if url.user is not None or url.query_string or url.fragment:
+                raise UserError(
+                    "bad-setting",
+                    "provider.upstream is a plain URL such as http://127.0.0.1:11434/v1; keys "
+                    "belong into provider.upstream_key_file.",
+                )
+            if (
+                url.scheme != "https"
+                and not is_loopback(url.host or "")
+                and not self.upstream_plain_http
+            ):
+                raise UserError(
+                    "insecure-upstream",
+                    f"Questions would go to {url.host} over plain HTTP; use https, or set "
+                    "provider.upstream_plain_http.",
+                )
+        if len(set(self.upstream)) > 1 and self.upstream_key_file is not None:
+            raise UserError(
+                "bad-setting", "provider.upstream_key_file would be shown to several upstreams."
+            )
+        if min(self.upstream_context, self.upstream_capacity) < 1 or self.upstream_queue < 0:
+            raise UserError("bad-setting", "The limits of provider.upstream must be at least 1.")
 
 
 class Keys:

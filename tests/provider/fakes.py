@@ -25,10 +25,10 @@ from channels.lightning import (
     PaymentUnknown,
 )
 from channels.units import Msat, UnixTime
-from provider.api import Message
+from provider.api import ChatRequest, CompletionRequest
 from provider.app import Provider
 from provider.decoding import Decoding, Token
-from provider.engine import GenerateRequest
+from provider.engine import GenerateRequest, Prompt
 from provider.ledger import Ledger
 from provider.pricing import Price
 from provider.serving import Models, Served
@@ -209,11 +209,19 @@ class FakeEngine:
     def context_length(self) -> int:
         return 4096
 
-    def count_tokens(self, prompt: bytes) -> int:
-        return len(prompt)
+    @property
+    def goes_on(self) -> bool:
+        return True
 
-    def render_chat(self, messages: Sequence[Message]) -> bytes:
-        return "".join(message.text for message in messages).encode()
+    def read(self, request: ChatRequest | CompletionRequest, body: bytes) -> Prompt:
+        if isinstance(request, ChatRequest):
+            text = "".join(message.text for message in request.messages).encode()
+        else:
+            text = request.text.encode()
+        return Prompt(text, len(text))
+
+    async def prompt_tokens(self, request: GenerateRequest, most: int) -> int:
+        return most
 
     def replay(self, request: GenerateRequest, already: Sequence[int]) -> tuple[Token, ...]:
         return Decoding(request.max_tokens, request.stop).replay(already)

@@ -83,7 +83,7 @@ async def test_what_is_wrong_with_a_request_is_said_before_the_price(world: Worl
 async def test_a_full_house_is_said_before_the_price(world: World) -> None:
     headers = await charged(world, chat())
     for _ in range(world.settings.capacity):
-        await world.provider.answers._slots.acquire()
+        await world.provider.answers._places.acquire()
     response = await world.client.post(CHAT, json=chat())
     assert (response.status, response.headers["Retry-After"]) == (503, "5")
     assert (await response.json())["error"]["code"] == "at_capacity"
@@ -95,7 +95,7 @@ async def test_a_full_house_is_said_before_the_price(world: World) -> None:
     waiting = asyncio.create_task(ask())
     await world.settled()
     for _ in range(world.settings.capacity):
-        world.provider.answers._slots.release()
+        world.provider.answers._places.release()
     assert await waiting == 200
 
 

@@ -95,7 +95,7 @@ async def test_a_client_that_hangs_up_stops_its_answer(world: World) -> None:
             break
     response.close()
     for _ in range(world.settings.capacity):
-        await world.provider.answers._slots.acquire()  # its place is free again
+        await world.provider.answers._places.acquire()  # its place is free again
     assert world.ledger.totals()["spent"] == 2 * 50 + 50 * 250
 
 

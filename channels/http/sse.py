@@ -46,7 +46,7 @@ class EventParser:
         self._line = lines.pop()
         events = [event for line in lines if (event := self._take(line)) is not None]
         if self._size + len(self._line) > MAX_EVENT:
-            raise RemoteProtocolError("event-too-large", "The provider sent an endless event.")
+            raise RemoteProtocolError("event-too-large", "The server sent an endless event.")
         return events
 
     def _take(self, line: str) -> ServerEvent | None:

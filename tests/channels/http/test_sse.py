@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channels.errors import RemoteProtocolError
-from client.sse import MAX_EVENT, EventParser, ServerEvent
+from channels.http.sse import MAX_EVENT, EventParser, ServerEvent
 
 STREAM = (
     "\ufeff: a comment\n\n"
