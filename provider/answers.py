@@ -155,10 +155,10 @@ class Answers:
     async def _send(
         self, answer: Answer, work: Work, data: bytes, tokens: Sequence[int], write: Write
     ) -> Answer:
-        """One event, and where it stands for more tokens than a deposit pays, further ones that
-        have no text: nobody has to pay for more than that at once."""
+        """One event, and where it stands for more tokens than half a deposit pays, further ones
+        that have no text: nobody has to pay for more than that at once."""
         terms = self._session(answer).terms
-        step = msat(terms.deposit) // terms.output_msat
+        step = max(1, msat(terms.deposit) // terms.output_msat // 2)
         for start in range(0, max(1, len(tokens)), step):
             part = tuple(tokens[start : start + step])
             await self._cover(answer, self._output_cost(answer, len(part)), write)

@@ -183,9 +183,11 @@ class Buyer:
         if not self.pays:
             return
         now = self.world.provider.cashier.now()
-        self.session = self.session.offered(
-            scheme.parse_challenges(event.document["challenge"]), now
-        )
+        (offered,) = scheme.parse_challenges(event.document["challenge"])
+        paid = {deposit.payable.payment_hash.hex() for deposit in self.session.deposits}
+        if offered.request_object()["paymentHash"] in paid:
+            return  # it was written before our top-up was there
+        self.session = self.session.offered((offered,), now)
         await self.apply(self.session.need_topup(event.document["promptTokens"], now))
 
     async def _count(self, event: Sse) -> None:

@@ -28,11 +28,13 @@ from channels.units import Msat, UnixTime
 from provider.api import ChatRequest, CompletionRequest
 from provider.app import Provider
 from provider.decoding import Decoding, Token
-from provider.engine import GenerateRequest, Prompt
+from provider.engine import Engine, GenerateRequest, Prompt
 from provider.ledger import Ledger
+from provider.places import Places
 from provider.pricing import Price
 from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
+from provider.upstreams import Upstreams
 from tests.provider.clock import Clock
 from tests.provider.payees import SHARES, PayeeWorld
 
@@ -261,6 +263,11 @@ class World:
         self.clock = Clock()
         self.node = FakeNode(self.clock)
         self.engine = FakeEngine()
+        self.serving: Engine = self.engine
+        self.places: Places | None = None
+        self.models: Models | None = None
+        """What is offered, where that is not one engine."""
+        self.upstreams: Upstreams | None = None
         self.settings = ProviderSettings(tokens_per_second=PACE, **settings)
         self.payees: PayeeWorld | None = None
         self.client: TestClient[Any, Any]
@@ -276,8 +283,8 @@ class World:
     def open_shop(self) -> None:
         """The provider as it starts: ledger, model, and a desk where there are payees."""
         self.ledger = Ledger(self.path / "provider.sqlite")
-        served = Served(self.engine, PRICE, PACE, UnixTime(1_800_000_000))
-        desk, models = None, Models([served])
+        served = Served(self.serving, PRICE, PACE, UnixTime(1_800_000_000), places=self.places)
+        desk, models = None, self.models or Models([served])
         if self.payees is not None:
             provenance = self.payees.provenance
             models.swap(
@@ -299,6 +306,7 @@ class World:
             {"node_id": self.node_id.hex(), "address": "127.0.0.1:9735"},
             self.clock,
             desk=desk,
+            upstreams=self.upstreams,
         )
 
     async def stop(self) -> None:
@@ -316,6 +324,7 @@ class World:
             shutil.copy(file, to / file.name)
         again = World(to)
         again.node, again.clock, again.engine = self.node, self.clock, self.engine
+        again.serving = self.serving
         return again
 
     async def settled(self) -> None:
