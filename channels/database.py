@@ -1,7 +1,7 @@
-"""A SQLite file with one writer, as everything here keeps what it must not forget.
+"""A SQLite file, as everything here keeps what it must not forget.
 
-The file is its owner's alone, one process holds it, its schema is numbered steps, and what was
-committed survives a kill and a power cut.
+The file is its owner's alone, its schema is numbered steps, and what was committed survives a kill
+and a power cut. One process holds it (`hold`); the client's alone has several.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from sqlite_utils import Database, Migrations
 
 from channels.errors import UserError
+
+BUSY_SECONDS: Final = 10
+"""How long a file that has several writers is waited for."""
 
 
 class OneWriter:
@@ -28,7 +31,7 @@ class OneWriter:
     def __init__(self, path: Path, schema: Migrations) -> None:
         self._lock = _hold(path)
         try:
-            self._db = _connect(path, schema)
+            self._db = connect(path, schema)
         except BaseException:
             os.close(self._lock)
             raise
@@ -70,11 +73,11 @@ def _hold(path: Path) -> int:
     return descriptor
 
 
-def _connect(path: Path, schema: Migrations) -> sqlite3.Connection:
+def connect(path: Path, schema: Migrations) -> sqlite3.Connection:
     """The file, made or brought up to date. Raises UserError("store-too-new")."""
     # SQLite gives its -wal and -shm files the mode of the main file, so that is set first.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    db = sqlite3.connect(path, isolation_level="IMMEDIATE")
+    db = sqlite3.connect(path, isolation_level="IMMEDIATE", timeout=BUSY_SECONDS)
     try:
         # A commit in WAL with FULL is one fsync of the log, and a commit that returned survives
         # a power cut (sqlite.org/wal.html).
@@ -104,9 +107,21 @@ def strict_table(
 
 
 def _upgrade(db: sqlite3.Connection, schema: Migrations, path: Path) -> None:
-    """Apply the steps that are missing; each is one transaction."""
+    """Apply the steps that are missing, in one transaction: another process may be at it too."""
     wrapped = Database(db)
     known = steps(schema)
+    if {migration.name for migration in schema.applied(wrapped)} == set(known):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        _apply(wrapped, schema, known, path)
+    except BaseException:
+        db.rollback()
+        raise
+    db.commit()
+
+
+def _apply(wrapped: Database, schema: Migrations, known: list[str], path: Path) -> None:
     if any(migration.name not in known for migration in schema.applied(wrapped)):
         raise UserError(
             "store-too-new",

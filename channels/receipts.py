@@ -14,7 +14,7 @@ are therefore told apart. Who should be owed is not known here; it comes from th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
@@ -191,13 +191,15 @@ class ReadAnswer:
     """An answer as the user's client read it. Tokens that were never delivered are not in it.
 
     complete: whether it was read to its end; the provider may have charged for more of one that
-    was left, up to `completion_tokens + in_flight`.
+    was left, up to `completion_tokens + in_flight`. most_prompt_tokens: the most that the question
+    can have; where no token was read, nothing else bounds what was charged for it.
     """
 
     prompt_tokens: int
     completion_tokens: int
     digest: bytes
     complete: bool = True
+    most_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ class Transcript:
 
     blocks: the tips that challenges named. models: (model, weights_root) of all challenges that
     were accepted. in_flight: the most tokens that may have been sent to a reader who left.
+    unheard: of each question to which nothing had come when the reader was killed, the most tokens
+    that it can have; a challenge may have been lost with the answer.
     """
 
     network: str
@@ -220,6 +224,7 @@ class Transcript:
     blocks: frozenset[bytes] = frozenset()
     models: frozenset[tuple[bytes | None, bytes | None]] = frozenset()
     in_flight: int = 0
+    unheard: tuple[int, ...] = ()
 
 
 def check_statement(receipt: Receipt, transcript: Transcript) -> None:
@@ -229,14 +234,11 @@ def check_statement(receipt: Receipt, transcript: Transcript) -> None:
     "wrong-terms", "wrong-model", "wrong-tip", "truncated", "answer-differs", "overcharge",
     "understated".
     """
+    check_signature(receipt, transcript)
     statement = receipt.statement
-    if (statement.network, statement.session) != (transcript.network, transcript.session.hex()):
-        raise _refuse("wrong-session", "it is about another session")
-    signer = signmessage.signer(statement.text, receipt.signature)
-    if signer != transcript.provider or statement.provider != transcript.provider.hex():
-        raise _refuse("statement-not-signed", "the provider's node did not sign it")
     _check_terms(statement, transcript)
     charged = 0
+    _check_unheard(statement, transcript)
     for entry in statement.answers:
         charged += statement.input_msat * entry.prompt_tokens if entry.completion_tokens else 0
         charged += statement.output_msat * entry.completion_tokens
@@ -250,6 +252,19 @@ def check_statement(receipt: Receipt, transcript: Transcript) -> None:
         raise _refuse("overcharge", f"{statement.spent} msat were taken for {charged}")
     if statement.spent < charged:
         raise _refuse("understated", f"{statement.spent} msat are stated of {charged}")
+
+
+def check_signature(receipt: Receipt, transcript: Transcript) -> None:
+    """Whether the provider's node signed a statement of this session.
+
+    Raises RemoteProtocolError, its reason "wrong-session" or "statement-not-signed".
+    """
+    statement = receipt.statement
+    if (statement.network, statement.session) != (transcript.network, transcript.session.hex()):
+        raise _refuse("wrong-session", "it is about another session")
+    signer = signmessage.signer(statement.text, receipt.signature)
+    if signer != transcript.provider or statement.provider != transcript.provider.hex():
+        raise _refuse("statement-not-signed", "the provider's node did not sign it")
 
 
 def _check_terms(statement: Statement, transcript: Transcript) -> None:
@@ -274,21 +289,40 @@ def _check_terms(statement: Statement, transcript: Transcript) -> None:
             None if each is None else bytes.fromhex(each)
             for each in (period.model, period.weights_root)
         )
-        if served not in transcript.models:
+        if served not in transcript.models and not transcript.unheard:
             raise _refuse("wrong-model", "it names weights that no challenge promised")
         block = None if period.block is None else bytes.fromhex(period.block)
         # Where a challenge named a block, nothing was spent outside of the sidechain.
-        if block not in (transcript.blocks or {None}):
+        if block not in (transcript.blocks or {None}) and (block is None or not transcript.unheard):
             raise _refuse("wrong-tip", "it names a block that no challenge named")
+
+
+def _check_unheard(statement: Statement, transcript: Transcript) -> None:
+    """What is charged for answers of which nothing was read: no more than a reader that was
+    killed can have missed."""
+    unread = [
+        entry
+        for entry in statement.answers
+        if entry.completion_tokens and entry.id not in transcript.answers
+    ]
+    most = max(transcript.unheard, default=0)
+    if len(unread) > len(transcript.unheard) or any(
+        entry.completion_tokens > transcript.in_flight or entry.prompt_tokens > most
+        for entry in unread
+    ):
+        raise _refuse("overcharge", "it charges for an answer that was never read")
 
 
 def _check_answer(entry: AnswerEntry, transcript: Transcript) -> None:
     read = transcript.answers.get(entry.id)
     if read is None:
-        if entry.completion_tokens:
-            raise _refuse("overcharge", "it charges for an answer that was never read")
-        return
-    if entry.completion_tokens and entry.prompt_tokens != read.prompt_tokens:
+        return  # _check_unheard has seen it
+    heard = read.completion_tokens > 0
+    if entry.completion_tokens and (
+        entry.prompt_tokens != read.prompt_tokens
+        if heard
+        else entry.prompt_tokens > max(read.most_prompt_tokens, read.prompt_tokens)
+    ):
         raise _refuse("overcharge", "it counts the question's tokens differently")
     more = entry.completion_tokens - read.completion_tokens
     if more > (0 if read.complete else transcript.in_flight):
@@ -324,8 +358,9 @@ def check_shares(statement: Statement, expected: Sequence[Mapping[bytes, Msat]])
             raise _refuse("wrong-amount", "a period's shares are not the agreed parts")
 
 
-def check_proofs(receipt: Receipt, payees: Mapping[bytes, bytes]) -> Verdict:
-    """What the proofs show. payees: the registered node of each key that is owed, by the chain.
+def check_proofs(receipt: Receipt, payees: Mapping[bytes, Collection[bytes]]) -> Verdict:
+    """What the proofs show. payees: of each key that is owed, the nodes that it has registered on
+    the chain: now, and since the session that we know of.
 
     Raises RemoteProtocolError: "wrong-payee", "wrong-amount", "wrong-root", "bad-preimage",
     "batch-twice" or "bad-invoice".
@@ -336,7 +371,7 @@ def check_proofs(receipt: Receipt, payees: Mapping[bytes, bytes]) -> Verdict:
     for proof in receipt.proofs:
         if proof.key not in owed:
             raise _refuse("wrong-payee", "a proof is for somebody who is owed nothing")
-        payment_hash = _check_proof(proof, statement, payees.get(bytes.fromhex(proof.key)))
+        payment_hash = _check_proof(proof, statement, payees.get(bytes.fromhex(proof.key), ()))
         if payment_hash in seen:
             raise _refuse("batch-twice", "the same payment is shown twice")
         seen.add(payment_hash)
@@ -346,15 +381,15 @@ def check_proofs(receipt: Receipt, payees: Mapping[bytes, bytes]) -> Verdict:
     own = {
         key: amount
         for key, amount in owed.items()
-        if payees.get(bytes.fromhex(key)) == bytes.fromhex(statement.provider)
+        if bytes.fromhex(statement.provider) in payees.get(bytes.fromhex(key), ())
     }
     left = {key: Msat(amount - paid.get(key, 0)) for key, amount in owed.items() if key not in own}
     return Verdict(paid, {key: amount for key, amount in left.items() if amount}, own)
 
 
-def _check_proof(proof: Proof, statement: Statement, node_id: bytes | None) -> bytes:
+def _check_proof(proof: Proof, statement: Statement, nodes: Collection[bytes]) -> bytes:
     """-> the payment hash."""
-    invoice = _invoice(proof.invoice, statement.network, node_id)
+    invoice = _invoice(proof.invoice, statement.network, nodes)
     preimage = bytes.fromhex(proof.preimage)
     if hashlib.sha256(preimage).digest() != invoice.payment_hash:
         raise _refuse("bad-preimage", "its preimage is not the invoice's")
@@ -370,7 +405,7 @@ def check_invoice(text: str, network: str, node_id: bytes, root: Sum, now: UnixT
 
     Raises RemoteProtocolError as check_proofs does; nothing may be paid then.
     """
-    invoice = _invoice(text, network, node_id)
+    invoice = _invoice(text, network, (node_id,))
     try:
         bolt11.check_payable(invoice, CURRENCIES[network], now)
     except UserError as error:
@@ -379,14 +414,14 @@ def check_invoice(text: str, network: str, node_id: bytes, root: Sum, now: UnixT
     return invoice.payment_hash
 
 
-def _invoice(text: str, network: str, node_id: bytes | None) -> bolt11.Invoice:
+def _invoice(text: str, network: str, nodes: Collection[bytes]) -> bolt11.Invoice:
     try:
         invoice = bolt11.decode(text)
     except UserError as error:
         raise _refuse("bad-invoice", str(error)) from None
     if invoice.currency != CURRENCIES.get(network):
         raise _refuse("bad-invoice", "its invoice is of another network")
-    if invoice.payee != node_id:
+    if invoice.payee not in nodes:
         raise _refuse("wrong-payee", "its invoice is not of the payee's registered node")
     return invoice
 

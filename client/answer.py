@@ -243,14 +243,13 @@ class Answer:
             yield Done(self._finish or "stop", self.cost)
         finally:
             await self._stop_paying()
-            self.row = replace(
-                self.row,
-                counted=self._is_done,
-                input_tokens=self._input,
-                output_tokens=self._output,
-                complete=self._is_done,
-            )
+            done = self._is_done
+            self.row = replace(self._progress(), counted=done, complete=done)
             self._session.save(self.row)
+
+    def _progress(self) -> AnswerRow:
+        """What a receipt is held against, as of now."""
+        return replace(self.row, input_tokens=self._input, output_tokens=self._output)
 
     async def _connect(self) -> AsyncGenerator[Event, None]:
         session, row = self._session, self.row
@@ -334,12 +333,15 @@ class Answer:
 
     def _note(self, event: ServerEvent) -> None:
         """An event of the answer was taken: a receipt will be held against it."""
+        is_first = not self.row.read_as
         self.row = replace(
             self.row,
             last_event_id=event.id,
             read_as=event.id.partition(".")[0][:256],
             digest=receipts.digest(self.row.digest, event.data.encode()),
         )
+        if is_first:
+            self._session.save(self._progress())
 
     # Counting ------------------------------------------------------------------------------------
 
@@ -387,7 +389,9 @@ class Answer:
             return
         session = self._session
         try:
-            effects = session.apply(session.value.top_up(session.now()))
+            # After a kill no more can have come than this deposit pays for.
+            step = session.value.top_up(session.now())
+            effects = session.apply(step, self._progress())
         except OdaError as error:
             if error.reason not in _CAPS:
                 raise
@@ -414,7 +418,8 @@ class Answer:
         if offers:
             session.offered(offers)
         unpaid = 0 if self._output else self.question.max_input
-        effects = session.apply(session.value.need_topup(unpaid, session.now()))
+        step = session.value.need_topup(unpaid, session.now())
+        effects = session.apply(step, self._progress())
         if effects:
             self._start_topup(effects)
 

@@ -12,11 +12,12 @@ from sidechain import params
 from sidechain.announcements import Announcement
 from sidechain.fees import Beneficiaries
 from sidechain.follower import Follower, follow
+from sidechain.state import Payee
 from torrent.magnet import Peer
 
 
 class FollowedChain:
-    """client.receipts.Chain, by headers and proofs."""
+    """client.known_chain.Chain, by headers and proofs."""
 
     def __init__(self, follower: Follower, clock: Callable[[], float] = time.time) -> None:
         self._follower = follower
@@ -30,9 +31,9 @@ class FollowedChain:
             provenance.block, provenance.model, provenance.weights_root
         )
 
-    async def node_ids(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    async def payees(self, keys: Sequence[bytes]) -> dict[bytes, Payee]:
         found = {key: await self._follower.payee(key) for key in keys}
-        return {key: payee.node_id for key, payee in found.items() if payee is not None}
+        return {key: payee for key, payee in found.items() if payee is not None}
 
     def announced(self, model: bytes | None = None) -> list[Announcement]:
         """Providers that say they are there, and that they serve a model (any, if None)."""

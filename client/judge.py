@@ -31,6 +31,7 @@ class FaultKind(StrEnum):
     WRONG_MODEL = "wrong-model"
     OVERCHARGE = "overcharge"
     UNPAID_SHARES = "unpaid-shares"
+    FALSE_RECEIPT = "false-receipt"
 
 
 @dataclass(frozen=True, slots=True)

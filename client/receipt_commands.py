@@ -102,6 +102,8 @@ async def _fetch(settings: ClientSettings, number: int) -> bytes:
 
 async def _verify(settings: ClientSettings, file: Path | None, number: int | None) -> Checked:
     from channels import receipts
+    from client.check_table import CheckTable
+    from client.known_chain import KnownChain
     from client.market import market
     from client.receipts import check, transcript
     from client.store import Store
@@ -124,7 +126,8 @@ async def _verify(settings: ClientSettings, file: Path | None, number: int | Non
             raise UserError("no-transcript", "The provider never said which node it is.")
         async with market(load_settings(), settings) as fair:
             seen = transcript(row, store, node_id)
-            return await check(receipt, seen, row.number, fair.chain)
+            known = KnownChain(fair.chain, CheckTable(store))
+            return await check(receipt, seen, row.number, known)
     finally:
         store.close()
 

@@ -8,33 +8,21 @@ truncation; with the third, a share that went to the wrong one, or to nobody, is
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final
 
 from channels import receipts
 from channels.errors import RemoteProtocolError, UserError
 from channels.http.session import Provenance
 from channels.receipts import Receipt, Statement, Transcript, Verdict
 from channels.units import Msat
+from client.known_chain import KnownChain
 from client.store import SessionRow, Store
-from sidechain.fees import Beneficiaries, Terms, by_key, split
+from sidechain.fees import Terms, by_key, split
 
-PATIENCE = 24 * 3600
+PATIENCE: Final = 24 * 3600
 """Seconds after which shares that are still carried over count as not paid."""
-
-
-class Chain(Protocol):
-    """What is asked of the sidechain; a light client answers it."""
-
-    def check_tip(self, provenance: Provenance) -> None:
-        """Raises RemoteProtocolError where its block is not a recent one of our own chain."""
-
-    async def beneficiaries(self, provenance: Provenance) -> Beneficiaries:
-        """Who is owed for what was served under it. Raises OdaError where that can't be known."""
-
-    async def node_ids(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The registered Lightning nodes; keys that have none are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +62,28 @@ def transcript(row: SessionRow, store: Store, node_id: str) -> Transcript:
         models=frozenset((each.model, each.weights_root) for each in value.provenances)
         or frozenset({(None, None)}),
         # What was paid and not read: no more can have been on its way to us.
-        in_flight=value.terms.exposure_limit // max(1, terms.output_msat) if value.terms else 0,
+        in_flight=terms.exposure_limit // max(1, terms.output_msat),
+        unheard=store.unheard(row.number),
     )
 
 
-async def check(receipt: Receipt, seen: Transcript, number: int, chain: Chain | None) -> Checked:
+def keep(receipt: Receipt, seen: Transcript, number: int, store: Store) -> None:
+    """Keep a receipt that agrees with what we saw: the provider can't take it back.
+
+    Raises RemoteProtocolError as receipts.check_statement, and "statement-changed".
+    """
+    receipts.check_statement(receipt, seen)
+    kept = store.receipt(number)
+    if kept is not None and receipts.decode(kept).statement != receipt.statement:
+        raise RemoteProtocolError(
+            "statement-changed", "The provider signed two statements of one session."
+        )
+    store.save_receipt(number, receipt.encode())
+
+
+async def check(receipt: Receipt, seen: Transcript, number: int, chain: KnownChain) -> Checked:
     """Raises RemoteProtocolError with the reason of what does not hold, and UserError
-    `no-chain` where shares are owed and there is no sidechain to ask."""
+    `no-chain` where shares are owed and who is owed is not known."""
     receipts.check_statement(receipt, seen)
     statement = receipt.statement
     expected = [await _expected(period, statement, chain) for period in statement.periods]
@@ -88,8 +91,7 @@ async def check(receipt: Receipt, seen: Transcript, number: int, chain: Chain | 
     owed = statement.owed
     verdict = Verdict()
     if owed:
-        assert chain is not None  # _expected asked it
-        payees = await chain.node_ids([bytes.fromhex(key) for key in owed])
+        payees = await chain.nodes([bytes.fromhex(key) for key in owed])
         verdict = receipts.check_proofs(receipt, payees)
     age = int(time.time()) - statement.closed
     return Checked(
@@ -104,16 +106,10 @@ async def check(receipt: Receipt, seen: Transcript, number: int, chain: Chain | 
 
 
 async def _expected(
-    period: receipts.Period, statement: Statement, chain: Chain | None
+    period: receipts.Period, statement: Statement, chain: KnownChain
 ) -> dict[bytes, Msat]:
     if period.block is None or period.height is None:
         return {}
-    if chain is None:
-        raise UserError(
-            "no-chain",
-            "Who is owed for this session is on the sidechain: name a node of it with --chain or "
-            "chain.peers.",
-        )
     model, root = (
         None if each is None else bytes.fromhex(each)
         for each in (period.model, period.weights_root)

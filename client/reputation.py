@@ -20,6 +20,7 @@ WEIGHTS: Final[Mapping[FaultKind, int]] = {
     # These are no accidents.
     FaultKind.WRONG_MODEL: 20,
     FaultKind.OVERCHARGE: 20,
+    FaultKind.FALSE_RECEIPT: 20,
     FaultKind.UNPAID_SHARES: 10,
 }
 """How many good answers make up for one fault."""
@@ -57,6 +58,13 @@ def good_answer(record: Record, latency_ms: int) -> Record:
 
 def fault(record: Record, kind: FaultKind) -> Record:
     return replace(record, faults={**record.faults, kind: record.faults.get(kind, 0) + 1})
+
+
+def forgiven(record: Record, kind: FaultKind) -> Record:
+    """One fault of a kind is taken back: it was made good."""
+    left = record.faults.get(kind, 0) - 1
+    faults = {name: count for name, count in record.faults.items() if name != kind}
+    return replace(record, faults=faults | ({kind: left} if left > 0 else {}))
 
 
 def ranked_price(price_msat: int, score: int) -> int:

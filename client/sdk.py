@@ -13,6 +13,7 @@ later one, until `close` brings it back.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import time
@@ -23,7 +24,6 @@ from typing import Any, Final
 
 import aiohttp
 
-from channels import receipts
 from channels.errors import LocalProtocolError, OdaError, RemoteProtocolError, UserError
 from channels.http.payer import Caps, ClientSession, Phase
 from channels.http.session import Provenance
@@ -34,11 +34,13 @@ from channels.units import UnixTime, msat
 from client.answer import Answer, Chunk, Cost, Done, Event, Interrupted, Text, TopUp
 from client.budget import Budget
 from client.channel import USABLE
+from client.check_table import CheckTable
 from client.judge import FaultKind, Judge, Limits
 from client.judging import BadAnswer, Watched
+from client.known_chain import Chain, KnownChain
 from client.provider import Catalogue, Provider, ProviderRefused
 from client.question import CHAT, Question
-from client.receipts import Chain, Checked, check, transcript
+from client.receipts import Checked, check, keep, transcript
 from client.reputation import Record, fault, good_answer
 from client.session import CLOSED, UNKNOWN_CHALLENGE, Node, PaidSession, Refund
 from client.settings import (
@@ -63,6 +65,8 @@ __all__ = [
     "connect",
 ]
 
+LEARN_SECONDS: Final = 5.0
+"""How long a client that is left waits to hear who is owed for its sessions."""
 RETURN_EXPIRY: Final = 30 * 24 * 3600
 """Seconds that a return invoice can be paid, as the draft recommends."""
 NETWORKS: Final = {"bitcoin": Network.MAINNET}
@@ -121,6 +125,8 @@ class Client:
     ) -> None:
         self._chain = chain
         self._budget = budget or settings.budget()
+        self._known = KnownChain(chain, CheckTable(store))
+        self._learning: set[asyncio.Task[None]] = set()
         self._copies = OwnCopies(settings.models)
         self._provider = provider
         self._node = node
@@ -164,6 +170,11 @@ class Client:
 
     async def release(self) -> None:
         """Let other processes use the sessions; they stay open."""
+        if self._learning:
+            _, late = await asyncio.wait(self._learning, timeout=LEARN_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         for lock in self._locks.values():
             await lock.aclose()
         self._locks.clear()
@@ -308,9 +319,7 @@ class Client:
         row = self._store.session(number)
         seen = self._transcript(row)
         receipt = await self._provider.receipt(seen.session, row.value.bearer_secret)
-        # What is kept is what was once checked: the provider can't take it back.
-        receipts.check_statement(receipt, seen)
-        self._store.save_receipt(number, receipt.encode())
+        keep(receipt, seen, number, self._store)
         return receipt
 
     async def check_receipt(self, number: int, receipt: Receipt | None = None) -> Checked:
@@ -320,7 +329,7 @@ class Client:
         """
         receipt = receipt or await self.receipt(number)
         return await check(
-            receipt, self._transcript(self._store.session(number)), number, self._chain
+            receipt, self._transcript(self._store.session(number)), number, self._known
         )
 
     def _transcript(self, row: SessionRow) -> Transcript:
@@ -367,8 +376,17 @@ class Client:
         )
 
     def _check_tip(self, provenance: Provenance) -> None:
-        if self._chain is not None:
-            self._chain.check_tip(provenance)
+        if self._chain is None:
+            return
+        self._chain.check_tip(provenance)
+        # Beside the answer, which does not wait for it. What fails is asked again (checking.py).
+        task = asyncio.create_task(self._learn(provenance))
+        self._learning.add(task)
+        task.add_done_callback(self._learning.discard)
+
+    async def _learn(self, provenance: Provenance) -> None:
+        with suppress(OdaError):
+            await self._known.learn(provenance)
 
     async def _let_go(self, session: PaidSession) -> None:
         self._sessions = {m: s for m, s in self._sessions.items() if s is not session}

@@ -161,8 +161,9 @@ class PaidSession:
     def save(self, answer: AnswerRow | None = None) -> None:
         self._store.save(self.number, self.value, self.now(), answer=answer)
 
-    def apply(self, step: Step) -> tuple[Effect, ...]:
-        """Take a step's value, stored where it says so; the effects that are left to do.
+    def apply(self, step: Step, answer: AnswerRow | None = None) -> tuple[Effect, ...]:
+        """Take a step's value, stored where it says so together with how far an answer was read;
+        the effects that are left to do.
 
         Raises UserError with the reason of a cap; the session stays as it was then.
         """
@@ -175,16 +176,19 @@ class PaidSession:
             )
         if effects and isinstance(effects[0], Persist):
             caps = self._budget.caps(self.now())
-            self._store.save(self.number, value, self.now(), caps=caps)
+            self._store.save(self.number, value, self.now(), answer=answer, caps=caps)
             effects = effects[1:]
         self.value = value
         return effects
 
     def offered(self, challenges: Sequence[Challenge]) -> None:
         value = self.value.offered(challenges, self.now())
-        if value.provenances != self.value.provenances:
+        is_new = value.provenances != self.value.provenances
+        if is_new:
             self._check_tip(value.provenances[-1])
         self.value = value
+        if is_new:
+            self.save()  # a receipt is held against it, also after a kill
 
     # Opening and asking --------------------------------------------------------------------------
 

@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-import sqlite_utils
 
+from channels import database
 from channels.errors import UserError
 from channels.http.payer import NOTHING, ClientSession, DepositStatus, Phase
 from channels.receipts import NO_EVENTS, ReadAnswer
 from channels.units import Msat, UnixTime
 from client.budget import Cap
 from client.reputation import Record
+from client.tables import client_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +65,18 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # It holds preimages and secrets: the file is its owner's before SQLite writes to it.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
+        self._db = database.connect(path, client_schema)
         self._db.row_factory = sqlite3.Row
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            with self._transaction():
-                _migrate(self._db)
-        except BaseException:
-            self._db.close()
-            raise
 
     def close(self) -> None:
         self._db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
+        """All of it, or nothing; within another one, a part of that."""
+        if self._db.in_transaction:
+            yield
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -90,10 +85,14 @@ class Store:
             raise
         self._db.execute("COMMIT")
 
+    def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """For the file's other tables (check_table.py). Writes belong into a transaction."""
+        return self._db.execute(sql, values)
+
     # Sessions ------------------------------------------------------------------------------------
 
     def add(self, provider: str, value: ClientSession, label: str, now: UnixTime) -> SessionRow:
-        with self._transaction():
+        with self.transaction():
             cursor = self._db.execute(
                 "INSERT INTO sessions (provider, model, phase, state, label, created, updated, "
                 "refund_msat) VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
@@ -111,12 +110,13 @@ class Store:
         answer: AnswerRow | None = None,
         caps: Sequence[Cap] = (),
     ) -> None:
-        """Store a session, and how far its answer got, in one transaction.
+        """Store a session, and how far its answer got, in one transaction. A session that is closed
+        gets a check of its shares (check_table.py).
 
         Raises UserError with a cap's reason, and stores nothing, where a deposit that is new here
         would pass that cap.
         """
-        with self._transaction():
+        with self.transaction():
             before = [self.spent_since(cap.since) for cap in caps]
             self._save_deposits(number, value, now)
             for cap, spent in zip(caps, before, strict=True):
@@ -131,6 +131,14 @@ class Store:
                 "WHERE number = ?",
                 (value.phase, _encode(value), now, value.refund or 0, number),
             )
+            if value.phase is Phase.CLOSED and value.provenances and value.id:
+                # Its challenges named payees: whether they are paid is looked at later.
+                self._db.execute(
+                    "INSERT INTO checks (session, state, closed, next, attempts, reason, sentence, "
+                    "owing, blamed, told) VALUES (?, 'unchecked', ?, ?, 0, '', '', X'7B7D', '', 1) "
+                    "ON CONFLICT DO NOTHING",
+                    (number, now, now),
+                )
             if answer is not None:
                 self._db.execute(
                     "INSERT OR REPLACE INTO answers (session, id, authorization, body, "
@@ -166,7 +174,7 @@ class Store:
 
     def forget(self, number: int) -> None:
         """Drop a session in which nothing was ever paid."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "DELETE FROM sessions WHERE number = ? AND NOT EXISTS "
                 "(SELECT 1 FROM deposits WHERE session = sessions.number)",
@@ -184,7 +192,7 @@ class Store:
 
     def settle_answers(self, number: int, besides: str) -> None:
         """The provider's figure for the session was taken over: the earlier answers count."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "UPDATE answers SET counted = 1 WHERE session = ? AND id != ?", (number, besides)
             )
@@ -192,16 +200,28 @@ class Store:
     def read_answers(self, number: int) -> dict[str, ReadAnswer]:
         """What came in a session, by the provider's names for its answers."""
         rows = self._db.execute(
-            "SELECT read_as, input_tokens, output_tokens, digest, complete FROM answers "
-            "WHERE session = ? AND read_as != ''",
+            "SELECT read_as, input_tokens, output_tokens, digest, complete, length(body) AS bytes "
+            "FROM answers WHERE session = ? AND read_as != ''",
             (number,),
         )
         return {
             row["read_as"]: ReadAnswer(
-                row["input_tokens"], row["output_tokens"], row["digest"], bool(row["complete"])
+                row["input_tokens"],
+                row["output_tokens"],
+                row["digest"],
+                bool(row["complete"]),
+                row["bytes"],
             )
             for row in rows
         }
+
+    def unheard(self, number: int) -> tuple[int, ...]:
+        """The bytes of questions of a session to which nothing had come when we were killed."""
+        rows = self._db.execute(
+            "SELECT length(body) AS bytes FROM answers WHERE session = ? AND read_as = ''",
+            (number,),
+        )
+        return tuple(row["bytes"] for row in rows)
 
     # Reputations ---------------------------------------------------------------------------------
 
@@ -216,7 +236,7 @@ class Store:
 
     def remember(self, node_id: str, change: Callable[[Record], Record]) -> Record:
         """Change what is remembered of a provider, whatever other processes remember of it."""
-        with self._transaction():
+        with self.transaction():
             record = change(self.reputation(node_id))
             self._db.execute(
                 "INSERT OR REPLACE INTO reputations (node_id, answers, faults, latency_ms) "
@@ -229,7 +249,7 @@ class Store:
 
     def save_receipt(self, number: int, receipt: bytes) -> None:
         """The newest receipt of a session takes the place of the one before."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO receipts (session, receipt) VALUES (?, ?)",
                 (number, receipt),
@@ -271,7 +291,7 @@ class Store:
     def pin(self, provider: str, node_id: str, now: UnixTime) -> None:
         """Remember which node a provider is, at first sight. Raises UserError
         `provider-changed` where it is another one now."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "INSERT INTO providers (url, node_id, first_seen) VALUES (?, ?, ?) "
                 "ON CONFLICT DO NOTHING",
@@ -301,75 +321,3 @@ def _read(row: sqlite3.Row) -> SessionRow:
     return SessionRow(
         row["number"], row["provider"], value, row["label"], row["created"], row["updated"]
     )
-
-
-# Schema ------------------------------------------------------------------------------------------
-
-
-def _first_tables(db: sqlite_utils.Database) -> None:
-    db.table("sessions").create(
-        {
-            "number": int,
-            "provider": str,
-            "model": str,
-            "phase": str,
-            "state": bytes,
-            "label": str,
-            "created": int,
-            "updated": int,
-            "refund_msat": int,
-        },
-        pk="number",
-    )
-    db.table("deposits").create(
-        {"payment_hash": bytes, "session": int, "amount_msat": int, "status": str, "created": int},
-        pk="payment_hash",
-    )
-    db.table("deposits").create_index(["created"])
-    db.table("answers").create(
-        {
-            "id": str,
-            "session": int,
-            "authorization": str,
-            "body": bytes,
-            "last_event_id": str,
-            "counted": int,
-        },
-        pk="id",
-    )
-    db.table("answers").create_index(["session"])
-    db.table("providers").create({"url": str, "node_id": str, "first_seen": int}, pk="url")
-
-
-def _receipts(db: sqlite_utils.Database) -> None:
-    answers = db.table("answers")
-    answers.add_column("read_as", str, not_null_default="")
-    answers.add_column("input_tokens", int, not_null_default=0)
-    answers.add_column("output_tokens", int, not_null_default=0)
-    answers.add_column("complete", int, not_null_default=0)
-    answers.add_column("digest", bytes)
-    db.execute("UPDATE answers SET digest = zeroblob(32)")
-    db.table("receipts").create({"session": int, "receipt": bytes}, pk="session")
-
-
-def _reputations(db: sqlite_utils.Database) -> None:
-    db.table("reputations").create(
-        {"node_id": str, "answers": int, "faults": bytes, "latency_ms": int}, pk="node_id"
-    )
-
-
-MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (
-    _first_tables,
-    _receipts,
-    _reputations,
-)
-"""Append only: `PRAGMA user_version` counts how many a file has seen."""
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    version: Any = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise UserError("store-too-new", "The sessions were written by a newer oda; update oda.")
-    for migrate in MIGRATIONS[version:]:
-        migrate(sqlite_utils.Database(connection))
-    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")

@@ -35,7 +35,10 @@ from channels.units import Msat, UnixTime
 PROVIDER, TRAINER, PRODUCER = (bytes([i]) * 32 for i in (1, 2, 3))
 TRAINER_KEY, PRODUCER_KEY, OTHER_KEY = (bytes([i]) * 32 for i in (0xA1, 0xA2, 0xA3))
 SESSION, MODEL, ROOT, BLOCK = (bytes([i]) * 32 for i in (0x51, 0x61, 0x71, 0x81))
-PAYEES = {TRAINER_KEY: keys.public_key(TRAINER), PRODUCER_KEY: keys.public_key(PRODUCER)}
+PAYEES = {
+    TRAINER_KEY: frozenset({keys.public_key(TRAINER)}),
+    PRODUCER_KEY: frozenset({keys.public_key(PRODUCER)}),
+}
 
 
 def events(*data: bytes) -> bytes:
@@ -164,7 +167,7 @@ def test_shares_in_several_batches() -> None:
 
 
 def test_what_a_provider_owes_to_itself_is_told_apart() -> None:
-    payees = PAYEES | {TRAINER_KEY: keys.public_key(PROVIDER)}
+    payees = PAYEES | {TRAINER_KEY: {keys.public_key(PROVIDER)}}
     verdict = check_proofs(signed(STATEMENT), payees)
     assert verdict.own == {TRAINER_KEY.hex(): 7}
     assert verdict.carried == {PRODUCER_KEY.hex(): 1}
@@ -183,7 +186,7 @@ def period(**changes: Any) -> tuple[Period, ...]:
 LIES: dict[str, tuple[dict[str, Any], str]] = {
     "another session": ({"session": "00" * 32}, "wrong-session"),
     "another network": ({"network": "mainnet"}, "wrong-session"),
-    "another provider": ({"provider": PAYEES[TRAINER_KEY].hex()}, "statement-not-signed"),
+    "another provider": ({"provider": keys.public_key(TRAINER).hex()}, "statement-not-signed"),
     "another price": ({"output_msat": 2}, "wrong-terms"),
     "smaller shares": ({"trainer_ppm": 1}, "wrong-terms"),
     "another name": ({"model": "cheaper"}, "wrong-model"),

@@ -20,6 +20,7 @@ from client.provider import ProviderRefused
 from client.sdk import Client, Text, connect
 from client.settings import ClientSettings
 from sidechain.fees import Beneficiaries
+from sidechain.state import Payee
 from tests.client.fakes import Shop, UserNode
 from tests.provider.payees import SHARES, PayeeWorld
 
@@ -28,7 +29,7 @@ class SmallChain:
     """What a light client would prove."""
 
     def __init__(self, payees: PayeeWorld) -> None:
-        self.payees = payees
+        self.world = payees
         self.recent = {payees.provenance.block}
 
     def check_tip(self, provenance: Provenance) -> None:
@@ -36,13 +37,17 @@ class SmallChain:
             raise RemoteProtocolError("stale-tip", "That block is not on our chain.")
 
     async def beneficiaries(self, provenance: Provenance) -> Beneficiaries:
-        backing = self.payees.backing(provenance.model, provenance.weights_root)
+        backing = self.world.backing(provenance.model, provenance.weights_root)
         assert backing is not None
         return backing.beneficiaries
 
-    async def node_ids(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        found = {key: self.payees.by_key(key).pay_to for key in keys}
-        return {key: each.node_id for key, each in found.items() if each is not None}
+    async def payees(self, keys: Sequence[bytes]) -> dict[bytes, Payee]:
+        found = {key: self.world.by_key(key).pay_to for key in keys}
+        return {
+            key: Payee(1, each.node_id, each.endpoint)
+            for key, each in found.items()
+            if each is not None
+        }
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class PayeeWorld:
         return signmessage.sign(PROVIDER, message)[1]
 
     def desk(self, ledger: Ledger, models: Models, clock: Clock) -> ShareDesk:
-        rules = Rules("regtest", keys.public_key(PROVIDER), b"\x77" * 32, seconds=0)
+        rules = Rules("regtest", keys.public_key(PROVIDER), b"\x77" * 32, seconds=600)
         return ShareDesk(ledger, models, self, self, self, self.ask, rules, clock)
 
     def __init__(self, *names: str, seed: int = 0) -> None:

@@ -124,7 +124,8 @@ async def test_the_user_sees_the_same(here: Here) -> None:
     provenance = Provenance(tip.height - 1, tip.ancestor(tip.height - 1).hash, here.model, root)
     chain.check_tip(provenance)
     assert await chain.beneficiaries(provenance) == Beneficiaries(BOB.key, MINER.key, MINER.key)
-    assert await chain.node_ids([BOB.key, ALICE.key]) == {BOB.key: BOB.node_id}
+    found = await chain.payees([BOB.key, ALICE.key])
+    assert {key: payee.node_id for key, payee in found.items()} == {BOB.key: BOB.node_id}
     for stale in (
         replace(provenance, height=1, block=tip.ancestor(1).hash),
         replace(provenance, block=b"\x09" * 32),
