@@ -44,10 +44,11 @@ class CheckTable:
             "WHERE checks.state NOT IN ('paid', 'false') ORDER BY checks.session DESC LIMIT ?", most
         )
 
-    def of(self, provider: str) -> list[Check]:
+    def of(self, provider: str, state: CheckState, most: int) -> list[Check]:
         return self._checks(
-            "JOIN sessions ON number = checks.session WHERE provider = ? ORDER BY checks.session",
-            provider,
+            "JOIN sessions ON number = checks.session WHERE provider = ? AND checks.state = ? "
+            "ORDER BY checks.session LIMIT ?",
+            *(provider, state, most),
         )
 
     def untold(self) -> list[Check]:

@@ -23,7 +23,7 @@ from channels.receipts import Receipt, Transcript
 from channels.units import UnixTime
 from client import checks
 from client.check_table import CheckTable
-from client.checks import NEVER, Check, Held, Look, NoReceipt, NotKnown, Refuted
+from client.checks import NEVER, Check, CheckState, Held, Look, NoReceipt, NotKnown, Refuted
 from client.known_chain import Chain, KnownChain
 from client.provider import Provider
 from client.receipts import check, keep, transcript
@@ -81,9 +81,12 @@ class Checking:
         return UnixTime(int(self._clock()))
 
     async def due(self) -> None:
-        """Look at what is due."""
+        """Look at what is due, and at whatever else the same providers owe: it adds up."""
         await self._learn()
-        await self.look(self.table.due(self._now(), AT_ONCE))
+        due = {each.session: each for each in self.table.due(self._now(), AT_ONCE)}
+        for url in {self._store.session(number).provider for number in due}:
+            due |= {each.session: each for each in self.table.of(url, CheckState.CARRIED, AT_ONCE)}
+        await self.look(list(due.values()))
 
     async def session(self, number: int) -> Check | None:
         """Look at one session now; None where its challenges named nobody to pay."""
@@ -109,7 +112,8 @@ class Checking:
                     for provenance in row.value.provenances[-RECENT:]:
                         await self._known.learn(provenance)
 
-    async def _look(self, url: str, group: Iterable[tuple[SessionRow, Check]]) -> None:
+    async def _look(self, url: str, group: Sequence[tuple[SessionRow, Check]]) -> None:
+        now = self._now()
         node_id = self._store.pinned(url)
         away: NotKnown | None = None
         for row, before in group:
@@ -121,11 +125,11 @@ class Checking:
             found = away or await self._found(row, node_id)
             if isinstance(found, NotKnown) and found.reason == "provider-unreachable":
                 away = found
-            after = checks.looked(before, found, self._now(), self._grace)
+            after = checks.looked(before, found, now, self._grace)
             self.table.replace(node_id, [(before, after)])
         if node_id is not None:
-            late = self.table.of(url)
-            blamed = {c.session: c for c in checks.blame(late, self._now(), self._grace)}
+            late = [stored for row, _ in group if (stored := self.table.get(row.number))]
+            blamed = {each.session: each for each in checks.blame(late, now, self._grace)}
             pairs = [(each, blamed[each.session]) for each in late if each.session in blamed]
             self.table.replace(node_id, pairs)
 

@@ -49,10 +49,11 @@ FINAL: Final = (CheckState.PAID, CheckState.FALSE)
 
 
 class Owing(Struct, frozen=True):
-    """What a session owes one payee. since: when the payee was first seen to be reachable with no
-    failure after it; 0 while it is not."""
+    """What a session owes one payee. seen: at the last look that saw it. since: when the payee was
+    first seen to be reachable with no failure after it; 0 while it is not."""
 
     msat: int
+    seen: int
     since: int
 
 
@@ -139,7 +140,7 @@ def _held(
     for key, amount in carried.items():
         before = check.owing.get(key)
         since = (before.since if before else 0) or now
-        owing[key] = Owing(amount, since if key in reachable else 0)
+        owing[key] = Owing(amount, now, since if key in reachable else 0)
     if not owing:
         return replace(
             check,
@@ -150,15 +151,22 @@ def _held(
             next=NEVER,
             told=True,
         )
-    was_blamed_for_it = check.state is CheckState.UNPAID and check.reason == "shares-unpaid"
     check = replace(check, owing=owing)
-    if not was_blamed_for_it:
-        away = sorted(key[:16] for key in owing if key not in reachable)
-        total = sum(each.msat for each in owing.values())
-        sentence = f"{total} msat are carried over"
-        sentence += f"; {', '.join(away)}… can't be reached." if away else "."
-        check = replace(check, state=CheckState.CARRIED, reason="carried", sentence=sentence)
+    if not _is_blamed_for_shares(check):
+        check = _carried(check)
     return _later(check, now, grace)
+
+
+def _is_blamed_for_shares(check: Check) -> bool:
+    return check.state is CheckState.UNPAID and check.reason == "shares-unpaid"
+
+
+def _carried(check: Check) -> Check:
+    away = sorted(f"{key[:16]}…" for key, each in check.owing.items() if not each.since)
+    total = sum(each.msat for each in check.owing.values())
+    sentence = f"{total} msat are carried over"
+    sentence += f"; {', '.join(away)} can't be reached." if away else "."
+    return replace(check, state=CheckState.CARRIED, reason="carried", sentence=sentence, told=True)
 
 
 def _noted(check: Check, reason: str, sentence: str) -> Check:
@@ -182,21 +190,18 @@ def _later(check: Check, now: UnixTime, wait: int) -> Check:
 
 
 def blame(checks: Iterable[Check], now: UnixTime, grace: int) -> list[Check]:
-    """Those of one provider's checks that change because it should have paid by now."""
-    late = [
-        check
-        for check in checks
-        if check.state in (CheckState.CARRIED, CheckState.UNPAID) and now >= check.closed + grace
-    ]
+    """Those of one provider's checks, looked at now, that change because it should have paid."""
+    late: list[tuple[Check, dict[str, int]]] = []
     sums: dict[str, int] = {}
-    for check in late:
-        for key, owing in check.owing.items():
-            if owing.since and now >= owing.since + grace:
-                sums[key] = sums.get(key, 0) + owing.msat
+    for check in checks:
+        owed = _late(check, now, grace)
+        late.append((check, owed))
+        for key, amount in owed.items():
+            sums[key] = sums.get(key, 0) + amount
     due = {key for key, amount in sums.items() if amount >= SMALLEST}
     changed = []
-    for check in late:
-        unpaid = sum(each.msat for key, each in check.owing.items() if key in due and each.since)
+    for check, owed in late:
+        unpaid = sum(amount for key, amount in owed.items() if key in due)
         if unpaid and check.state is CheckState.CARRIED:
             sentence = (
                 f"{unpaid} msat were not paid to those who made the model, though they can be "
@@ -204,7 +209,21 @@ def blame(checks: Iterable[Check], now: UnixTime, grace: int) -> list[Check]:
             )
             bad = _bad(check, CheckState.UNPAID, "shares-unpaid", sentence)
             changed.append(replace(bad, next=check.next))
+        was_seen = any(each.seen == now for each in check.owing.values())
+        if not unpaid and was_seen and _is_blamed_for_shares(check):
+            changed.append(_carried(check))
     return changed
+
+
+def _late(check: Check, now: UnixTime, grace: int) -> dict[str, int]:
+    """By key, what this look saw unpaid for too long, in msat."""
+    if check.state not in (CheckState.CARRIED, CheckState.UNPAID) or now < check.closed + grace:
+        return {}
+    return {
+        key: owing.msat
+        for key, owing in check.owing.items()
+        if owing.seen == now and owing.since and now >= owing.since + grace
+    }
 
 
 def fault_of(check: Check) -> FaultKind | None:

@@ -6,11 +6,12 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from channels.errors import OdaError, UserError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from client.display import Display
     from client.failover import OpenChannel, Switched
     from client.sdk import Refund
-    from client.store import SessionRow
+    from client.store import SessionRow, Store
 
 CONFIRMATIONS = 6
 """Blocks that are enough for a channel and for its announcement."""
@@ -183,8 +184,11 @@ def chat(
     display = _display(as_json)
     asked |= {"stop": stop or None}
     finished = run(_chat(settings, question, asked, display, any_=provider is None))
-    if as_json:
-        print_json(display.document(finished))
+    from client.telling import telling
+
+    with telling(load_settings(), as_json) as news:
+        if as_json:
+            print_json(display.document(finished) | {"receipts": news})
     if not finished:
         # Not typer.Exit: what is to be said was said, in one document with --json.
         raise SystemExit(ExitCode.INTERRUPTED)
@@ -202,9 +206,12 @@ async def _chat(
     """any_: whichever provider is best. False where Ctrl-C ended it."""
     from client.market import market
     from client.sdk import connect
+    from client.telling import look
 
     async with AsyncExitStack() as stack:
         fair = await stack.enter_async_context(market(load_settings(), settings))
+        looking = asyncio.create_task(look(fair))
+        stack.push_async_callback(_ended, looking)
         if any_ and len(fair.urls) > 1:
             answer: AsyncGenerator[Event | Switched, None] = fair.ask(
                 question, asked, open_for(settings)
@@ -225,8 +232,15 @@ async def _chat(
                     raise
                 task.uncancel()
                 display.left()
+                looking.cancel()
                 return False
-            return True
+        await asyncio.wait((looking,))
+        return True
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def open_for(settings: ClientSettings) -> OpenChannel:
@@ -252,17 +266,25 @@ def providers(
 ) -> None:
     """List providers and their models: best first, by price, reputation and latency."""
     found = run(_survey(load_client_settings(), model))
-    if as_json:
-        print_json(
-            {
-                "providers": [seller.document() for seller in found.sellers],
-                "silent": [
-                    {"url": each.url, "reason": each.reason, "message": each.sentence}
-                    for each in found.silent
-                ],
-            }
-        )
-        return
+    from client.telling import telling
+
+    with telling(load_settings(), as_json) as news:
+        if as_json:
+            print_json(
+                {
+                    "providers": [seller.document() for seller in found.sellers],
+                    "silent": [
+                        {"url": each.url, "reason": each.reason, "message": each.sentence}
+                        for each in found.silent
+                    ],
+                    "receipts": news,
+                }
+            )
+            return
+        _show_survey(found)
+
+
+def _show_survey(found: Survey) -> None:
     from rich.table import Table
 
     from channels.terminal import stdout
@@ -276,7 +298,7 @@ def providers(
             printable(entry.id),
             str(entry.input_msat_per_token),
             str(entry.output_msat_per_token),
-            f"{seller.score / 10:.1f} %",
+            f"{seller.score / 10:.1f} %" + (", does not pay its shares" if seller.owes else ""),
             f"{seller.latency_ms} ms",
             "" if standing is None or standing.score is None else str(standing.score),
         )
@@ -287,8 +309,11 @@ def providers(
 
 async def _survey(settings: ClientSettings, model: str | None) -> Survey:
     from client.market import market
+    from client.telling import look
 
     async with market(load_settings(), settings) as fair:
+        # First, because it decides who is asked last.
+        await look(fair)
         return await fair.survey(model)
 
 
@@ -299,39 +324,68 @@ def sessions(
     all_: Annotated[bool, typer.Option("--all", help="Closed ones too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what was paid, what is left and what came back."""
+    """Show what was paid, what is left and what came back, and whether shares were paid."""
+    from client.telling import look_if_due, telling
+
+    settings = load_settings()
+    run(look_if_due(settings, load_client_settings()))
     rows = _rows(live=not all_)
+    checks = _checks()
     if as_json:
-        print_json([_row(row) for row in rows])
+        print_json([_row(row) | {"receipt": checks.get(row.number)} for row in rows])
         return
-    if not rows:
-        typer.echo("No session is open." if not all_ else "There was no session yet.")
-        return
+    with telling(settings, as_json):
+        if rows:
+            _show_sessions(rows, checks)
+        else:
+            typer.echo("No session is open." if not all_ else "There was no session yet.")
+
+
+def _show_sessions(rows: list[SessionRow], checks: dict[int, str]) -> None:
     from rich.table import Table
 
     from channels.terminal import stdout
     from client.display import sat_text
 
-    table = Table("session", "provider", "model", "state", "paid", "spent", "left", "refund")
+    shared = any(row.number in checks for row in rows)
+    names = ["provider", "model", "state", "paid", "spent", "left", "refund"]
+    table = Table("session", *names, *(["shares"] if shared else []))
     for row in rows:
         figures = _row(row)
         amounts = [sat_text(figures[n]) for n in ("paid_msat", "spent_msat", "left_msat")]
-        refund = row.value.refund_status or ""
-        table.add_row(
-            str(row.number), row.provider, row.value.model, row.value.phase, *amounts, refund
-        )
+        value = row.value
+        ends = [value.refund_status or "", *([checks.get(row.number, "")] if shared else [])]
+        table.add_row(str(row.number), row.provider, value.model, value.phase, *amounts, *ends)
     stdout().print(table)
 
 
+def _checks() -> dict[int, str]:
+    """By session: what is known of its shares (checks.CheckState)."""
+    from client.check_table import CheckTable
+
+    with _stored() as store:
+        return (
+            {} if store is None else {each.session: each.state for each in CheckTable(store).all()}
+        )
+
+
 def _rows(live: bool) -> list[SessionRow]:
+    with _stored() as store:
+        return [] if store is None else store.sessions(live=live)
+
+
+@contextmanager
+def _stored() -> Iterator[Store | None]:
+    """None where nothing was ever bought."""
     from client.store import Store
 
     path = store_file(load_settings())
     if not path.exists():
-        return []
+        yield None
+        return
     store = Store(path)
     try:
-        return store.sessions(live=live)
+        yield store
     finally:
         store.close()
 
@@ -376,10 +430,13 @@ def close(
     rows = _to_close(session, all_, channel or force)
     url = load_client_settings({"provider": provider}).provider
     left = run(_leave(rows, url, channel=channel or force, force=force))
-    if as_json:
-        print_json(left)
-        return
-    _show_left(left)
+    from client.telling import telling
+
+    with telling(load_settings(), as_json) as news:
+        if as_json:
+            print_json(msgspec.to_builtins(left) | {"receipts": news})
+        else:
+            _show_left(left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +490,7 @@ def _to_close(number: int | None, every: bool, channel: bool) -> list[SessionRow
 
 async def _leave(rows: list[SessionRow], url: str, *, channel: bool, force: bool) -> Left:
     from client.sdk import connect
+    from client.telling import look_at
 
     refunds: list[Refund] = []
     unsettled: dict[int, str] = {}
@@ -444,6 +502,7 @@ async def _leave(rows: list[SessionRow], url: str, *, channel: bool, force: bool
             if not force:
                 raise
             unsettled[row.number] = str(error)  # what it still owes stays on record
+    await look_at(load_settings(), load_client_settings(), [row.number for row in rows])
     if not channel:
         return Left(refunds, [], None, unsettled)
     closings, onchain = await _close_channels([row.provider for row in rows], url, force=force)

@@ -17,6 +17,7 @@ import aiohttp
 
 from channels.errors import OdaError
 from channels.units import Msat
+from client.check_table import CheckTable
 from client.provider import Catalogue, Provider, normal_url
 from client.reputation import BEST, Record, ranked_price
 from client.store import Store
@@ -33,7 +34,8 @@ QUESTION: Final = (100, 1000)
 @dataclass(frozen=True, slots=True)
 class Seller:
     """One model of one provider. latency_ms: of its catalogue just now, or of the first token as
-    it was before; score: of its reputation, 0 … 1000."""
+    it was before; score: of its reputation, 0 … 1000. owes: whether it lied in a receipt, or has
+    not passed on what we spent there."""
 
     url: str
     node_id: str | None
@@ -41,6 +43,7 @@ class Seller:
     model: Model
     latency_ms: int
     score: int
+    owes: bool = False
 
     @property
     def price(self) -> Msat:
@@ -59,6 +62,7 @@ class Seller:
             "output_msat_per_token": self.model.output_msat_per_token,
             "latency_ms": self.latency_ms,
             "score": self.score,
+            "owes_shares": self.owes,
         }
 
 
@@ -104,11 +108,12 @@ async def survey(
 
 def ordered(sellers: Iterable[Seller]) -> list[Seller]:
     """By the price that the reputation makes of it, then by latency. Who served us badly comes
-    last, however cheap."""
-    return sorted(
-        sellers,
-        key=lambda s: (s.score < BEST // 3, ranked_price(s.price, s.score), s.latency_ms, s.url),
-    )
+    last, however cheap, and who does not pay those who made the model after that."""
+
+    def rank(s: Seller) -> tuple[bool, bool, int, int, str]:
+        return s.owes, s.score < BEST // 3, ranked_price(s.price, s.score), s.latency_ms, s.url
+
+    return sorted(sellers, key=rank)
 
 
 async def _look(url: str, http: aiohttp.ClientSession, store: Store) -> list[Seller]:
@@ -117,11 +122,12 @@ async def _look(url: str, http: aiohttp.ClientSession, store: Store) -> list[Sel
     catalogue = await _catalogue(provider)
     latency = int(1000 * (time.monotonic() - begun))
     record = _record(catalogue, store)
+    owes = catalogue.oda.node_id is not None and CheckTable(store).is_bad(catalogue.oda.node_id)
     if record.latency_ms is not None:
         latency = record.latency_ms
     about = catalogue.oda
     return [
-        Seller(provider.url, about.node_id, about.address, entry, latency, record.score)
+        Seller(provider.url, about.node_id, about.address, entry, latency, record.score, owes)
         for entry in catalogue.data
     ]
 

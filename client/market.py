@@ -11,6 +11,7 @@ import aiohttp
 from channels.settings import Settings
 from client.answer import Event
 from client.chain import FollowedChain, following
+from client.checking import Checking
 from client.discovery import Seller, Survey, survey
 from client.failover import OpenChannel, Switched, ask_any
 from client.sdk import Client, connect
@@ -20,7 +21,8 @@ from client.store import Store
 
 class Market:
     """chain: None where no node of the sidechain is named. named: whether only the provider of the
-    settings is to be asked, because the user named it."""
+    settings is to be asked, because the user named it. checking: of the receipts of what was bought
+    here."""
 
     def __init__(
         self,
@@ -34,8 +36,9 @@ class Market:
         self._named = named
         self._settings = settings
         self._http = http
-        self._store = store
+        self.store = store
         self.chain = chain
+        self.checking = Checking(store, http, chain, settings.share_grace_seconds)
 
     @property
     def urls(self) -> list[str]:
@@ -48,7 +51,7 @@ class Market:
         return list(dict.fromkeys([*named, *(each.url for each in announced)]))
 
     async def survey(self, model: str | None = None) -> Survey:
-        return await survey(self.urls, self._http, self._store, model)
+        return await survey(self.urls, self._http, self.store, model)
 
     def connect(self, seller: Seller) -> AbstractAsyncContextManager[Client]:
         return connect(seller.url, settings=self._settings, chain=self.chain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ _REFUTED = (
     "batch-twice",
     "overcharge",
     "shares-unpaid",
+    "statement-changed",
     "statement-not-signed",
     "truncated",
     "understated",
@@ -85,6 +87,71 @@ def verify(
 
     if (problem := unpaid(checked)) is not None:
         raise problem
+
+
+@app.command("list")
+def list_(as_json: JsonFlag = False) -> None:
+    """Which providers paid, and which did not, as far as it is known."""
+    from client.check_table import CheckTable
+    from client.checking import document
+    from client.store import Store
+    from client.telling import untold
+
+    settings = load_settings()
+    with closing(Store(store_file(settings))) as store, untold(store):
+        rows = [(each, store.session(each.session).provider) for each in CheckTable(store).all()]
+        if as_json:
+            print_json([document(check) | {"provider": provider} for check, provider in rows])
+            return
+        if not rows:
+            typer.echo("No session that named payees was closed yet.")
+        for check, provider in rows:
+            typer.echo(f"{check.session:>5}  {check.state:<9}  {provider}  {check.sentence}")
+        if not load_client_settings().chain and any(each.reason == "no-chain" for each, _ in rows):
+            typer.echo(
+                "Set client.chain to a node of the sidechain, HOST:PORT, to have it checked."
+            )
+
+
+@app.command("check")
+def check_(
+    session: Annotated[int | None, typer.Argument(help="Only this one.")] = None,
+    chain: ChainOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask the providers again, and say who does not pay.
+
+    `oda chat` and others do so by themselves when it is time.
+    """
+    settings = load_client_settings({"chain": chain or None})
+    if not settings.chain:
+        raise UserError(
+            "no-chain",
+            "Who is owed is on the sidechain: name a node of it with --chain HOST:PORT, or set "
+            "client.chain.",
+        )
+    bad = run(_look(settings, session))
+    list_(as_json)
+    if bad:
+        raise SystemExit(ExitCode.REFUSED)
+
+
+async def _look(settings: ClientSettings, number: int | None) -> bool:
+    """Whether any of what was looked at is bad now."""
+    from client.checking import AT_ONCE
+    from client.checks import BAD
+    from client.market import market
+
+    async with market(load_settings(), settings) as fair:
+        table = fair.checking.table
+        if number is None:
+            numbers = [each.session for each in table.unfinished(AT_ONCE)]
+        else:
+            numbers = [number]
+        looked = [await fair.checking.session(each) for each in numbers]
+    if None in looked:
+        raise UserError("not-found", f"Session {number} is not closed, or named no payees.")
+    return any(each is not None and each.state in BAD for each in looked)
 
 
 async def _fetch(settings: ClientSettings, number: int) -> bytes:

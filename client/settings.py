@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from channels.settings import LightningSettings, Settings, load_section, load_settings
 from channels.units import Msat, Sat, UnixTime, msat
@@ -30,6 +31,8 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     models: directories of registered models, whose answers are then spot-checked.
     min_trainer_ppm, min_producers_ppm: the least that a provider must pass on to those who made the
     model, in millionths of what is spent; an offer of less is refused.
+    share_grace_seconds: after the end of a session, until a provider that has not paid those who
+    are owed is blamed for it; a settlement may take ten minutes.
     """
 
     provider: str = "http://127.0.0.1:8402"
@@ -48,6 +51,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     models: tuple[Path, ...] = ()
     min_trainer_ppm: int = 0
     min_producers_ppm: int = 0
+    share_grace_seconds: Annotated[int, Meta(ge=1)] = 1200
 
     def budget(self, max_total: Msat | None = None, started: UnixTime = UnixTime(0)) -> Budget:
         return Budget(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from channels.bolt import keys
 from channels.lightning import LightningError, PaymentFailed
 from channels.terminal import ExitCode
 from client import cli
+from client.checking import Checking
 from tests.client.fakes import Shop, UserNode
+from tests.client.small_chain import SmallChain
 from tests.provider.fakes import MODEL
 from tests.provider.payees import PayeeWorld
 
@@ -383,3 +387,103 @@ def test_a_receipt_is_saved_and_needs_the_chain_to_be_verified(
     assert house.fails("receipt", "verify", str(tmp_path / "garbage"))[1] == "bad-receipt"
     assert house.fails("receipt", "verify", str(tmp_path / "nothing"))[1] == "unreadable"
     assert house.fails("receipt", "verify")[1] == "not-found"
+
+
+class Village(SmallChain):
+    """A sidechain with payees next door, and a clock that can be moved."""
+
+    ahead = 0
+
+    def announced(self) -> list[str]:
+        return []
+
+    def clock(self) -> float:
+        return time.time() + self.ahead
+
+    async def reach(self, endpoint: str) -> bool:
+        return True
+
+
+@pytest.fixture
+def village(house: House, monkeypatch: pytest.MonkeyPatch) -> Village:
+    assert house.shop.payees is not None
+    made = Village(house.shop.payees)
+
+    @asynccontextmanager
+    async def following(*_: object) -> AsyncIterator[Village]:
+        yield made
+
+    monkeypatch.setattr("client.market.following", following)
+    checking = functools.partial(Checking, clock=made.clock, reach=made.reach)
+    monkeypatch.setattr("client.market.Checking", checking)
+    monkeypatch.setenv("ODA_CLIENT_CHAIN", "127.0.0.1:1")
+    return made
+
+
+CHAT = ("chat", "abc", "--max-tokens", "100", "--seed", "7")
+
+
+def test_who_does_not_pay_is_told_once_and_asked_last(
+    house: House, village: Village, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    house.oda(*CHAT)
+    code, closed = house.document("close")
+    assert (code, closed["receipts"]) == (ExitCode.OK, [])
+    [row] = house.document("receipt", "list")[1]
+    assert (row["session"], row["state"], row["provider"]) == (1, "carried", house.shop.url)
+    assert sum(row["owing_msat"].values()) == 1258 + 252
+    assert "carried" in house.oda("sessions", "--all")[1]
+
+    village.ahead = 1200
+    _, answer = house.document(*CHAT)
+    [news] = answer["receipts"]
+    assert (news["session"], news["state"], news["reason"]) == (1, "unpaid", "shares-unpaid")
+    assert house.document(*CHAT)[1]["receipts"] == []
+    [entry] = house.document("providers")[1]["providers"]
+    assert entry["owes_shares"] is True
+    assert entry["score"] < 1000
+    assert "does not pay its shares" in house.oda("providers")[1]
+    code, rows = house.document("receipt", "check", "1")
+    assert (code, rows[0]["state"]) == (ExitCode.REFUSED, "unpaid")
+    assert house.document("sessions", "--all")[1][-1]["receipt"] == "unpaid"
+
+
+def test_who_does_not_pay_is_told_in_plain_words(house: House, village: Village) -> None:
+    house.oda(*CHAT)
+    house.oda("close")
+    village.ahead = 1200
+    code, out, err = house.oda(*CHAT)
+    assert code == ExitCode.OK
+    assert len(out.strip()) == 100
+    told = " ".join(err.split())
+    assert f"Session 1 with {house.shop.url}: 1258 msat were not paid to those who made" in told
+    assert "Session 1" not in house.oda(*CHAT)[2]
+
+
+def test_a_provider_that_pays_is_said_to(house: House, village: Village) -> None:
+    house.oda("chat", "abc", "--max-tokens", "1000", "--seed", "7", "--max-session-sat", "900")
+    house.shop.clock.ahead += 700
+    village.world.clock.ahead += 700
+    assert house.shop.provider.desk is not None
+    house.call(house.shop.provider.desk.settlement.tick)
+    house.oda("close")
+    code, rows = house.document("receipt", "check")
+    assert (code, [row["state"] for row in rows]) == (ExitCode.OK, ["paid"])
+    assert "Everybody who is owed was paid" in house.oda("receipt", "list")[1]
+
+
+def test_without_the_chain_it_is_said_what_to_set(house: House) -> None:
+    house.oda(*CHAT)
+    house.oda("close")
+    code, out, _ = house.oda("receipt", "list")
+    assert code == ExitCode.OK
+    assert "unchecked" in out
+    assert "client.chain" in out
+    assert house.fails("receipt", "check") == (ExitCode.USAGE, "no-chain")
+    assert house.document(*CHAT)[1]["receipts"] == []
+
+
+def test_receipts_of_sessions_that_are_not_there(house: House, village: Village) -> None:
+    assert house.document("receipt", "list") == (ExitCode.OK, [])
+    assert house.fails("receipt", "check", "7") == (ExitCode.NOT_FOUND, "not-found")

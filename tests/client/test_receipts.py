@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -13,41 +13,14 @@ import msgspec
 import pytest
 
 from channels.errors import OdaError, RemoteProtocolError
-from channels.http.session import Provenance
 from channels.receipts import Receipt
 from client import session as paid_session
 from client.provider import ProviderRefused
 from client.sdk import Client, Text, connect
 from client.settings import ClientSettings
-from sidechain.fees import Beneficiaries
-from sidechain.state import Payee
 from tests.client.fakes import Shop, UserNode
+from tests.client.small_chain import SmallChain
 from tests.provider.payees import SHARES, PayeeWorld
-
-
-class SmallChain:
-    """What a light client would prove."""
-
-    def __init__(self, payees: PayeeWorld) -> None:
-        self.world = payees
-        self.recent = {payees.provenance.block}
-
-    def check_tip(self, provenance: Provenance) -> None:
-        if provenance.block not in self.recent:
-            raise RemoteProtocolError("stale-tip", "That block is not on our chain.")
-
-    async def beneficiaries(self, provenance: Provenance) -> Beneficiaries:
-        backing = self.world.backing(provenance.model, provenance.weights_root)
-        assert backing is not None
-        return backing.beneficiaries
-
-    async def payees(self, keys: Sequence[bytes]) -> dict[bytes, Payee]:
-        found = {key: self.world.by_key(key).pay_to for key in keys}
-        return {
-            key: Payee(1, each.node_id, each.endpoint)
-            for key, each in found.items()
-            if each is not None
-        }
 
 
 @pytest.fixture
