@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 
@@ -29,7 +31,7 @@ from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
 from provider.settlement import Rules, asking
 from provider.share_desk import ShareDesk
-from provider.sharing import Shared, Sharing, obtain
+from provider.sharing import PIN, Shared, Sharing, obtain
 from provider.upstreams import Upstreams, servers
 from sidechain import params
 from sidechain.fees import Terms
@@ -38,6 +40,9 @@ from sidechain.state import Version
 from torrent import settings as torrent_settings
 from torrent.magnet import Peer
 from torrent.swarm import Swarm
+
+KEPT: Final = 2
+"""Versions that stay on disk: what is served, and what a reorg may bring back in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,9 @@ async def assembled(
         follower = await _followed(shared, settings, stack)
         supplier = Supplier(shared, settings, swarm, follower)
         if settings.model or settings.follow or not settings.upstream:
-            models.swap(await supplier.first())
+            served = await supplier.first()
+            models.swap(served)
+            await supplier.keep(served)
         http = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
         upstreams = Upstreams(
             servers(settings, http),
@@ -90,7 +97,9 @@ async def assembled(
         if follower is not None:
 
             async def newer(model: bytes, version: Version) -> None:
-                models.swap(await supplier.version(model, version))
+                newest = await supplier.version(model, version)
+                models.swap(newest)
+                await supplier.keep(newest)
 
             lineage = FollowedLineage(follower, models, newer)
             rules = _rules(settings, network, info, keys)
@@ -165,6 +174,13 @@ class Supplier:
         self._settings = settings
         self._swarm = swarm
         self._follower = follower
+        self._kept: deque[bytes] = deque(maxlen=KEPT)
+
+    async def keep(self, served: Served) -> None:
+        """It is what is served now, and so not evicted; what was served before may be."""
+        if served.infohash is not None:
+            self._kept.append(served.infohash)
+        await self._swarm.keep(PIN, self._kept)
 
     async def first(self) -> Served:
         """What is served when the provider starts."""

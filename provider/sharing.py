@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aiohttp import web
 from yarl import URL
@@ -21,6 +21,9 @@ from torrent.magnet import Magnet, Peer
 from torrent.manifest import Manifest
 from torrent.progress import fetching
 from torrent.swarm import Swarm
+
+PIN: Final = "provider"
+"""Who needs what a provider serves (torrent.library.Record.pins)."""
 
 
 class Shared(NamedTuple):
@@ -60,7 +63,8 @@ async def obtain(
     """A model by the name of its directory, by its infohash or by a magnet link.
 
     check: raises for a directory that is not to be shared; called in a thread. What was begun
-    before a crash goes on. Raises as Swarm.publish, Swarm.fetch and Magnet.parse do.
+    before a crash goes on. It is pinned for the provider. Raises as Swarm.publish, Swarm.fetch and
+    Magnet.parse do.
     """
     is_link = what.lower().startswith("magnet:")
     if not is_link and not re.fullmatch("[0-9A-Fa-f]{64}", what):
@@ -70,9 +74,7 @@ async def obtain(
     magnet = replace(magnet, peers=named)
     show(0, None, "Looking for peers")
     try:
-        path = await swarm.fetch(
-            magnet, accept=_looks_like_a_model, pin=True, report=fetching(show)
-        )
+        path = await swarm.fetch(magnet, accept=_looks_like_a_model, pin=PIN, report=fetching(show))
     except UserError as error:
         if error.reason != "already-running" or not swarm.library.is_complete(magnet.infohash):
             raise
@@ -99,12 +101,12 @@ async def _publish(
     infohash = (await asyncio.to_thread(files.describe, directory)).manifest.infohash
     try:
         # What the library has already is not copied there at every start.
-        path = await swarm.seed(infohash, pin=True)
+        path = await swarm.seed(infohash, pin=PIN)
     except UserError as error:
         if error.reason == "already-running" and swarm.library.is_complete(infohash):
             return Shared(swarm.library.entry(infohash).data, infohash)
         if error.reason not in ("not-found", "not-complete"):
             raise
-        infohash = (await swarm.publish(directory)).infohash
+        infohash = (await swarm.publish(directory, pin=PIN)).infohash
         path = swarm.library.entry(infohash).data
     return Shared(path, infohash)

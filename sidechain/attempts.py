@@ -202,7 +202,7 @@ class Attempts:
         them."""
         fresh = self._wishes.folder / "new"
         made = await asyncio.to_thread(version.write, fresh, model, found.weights)
-        magnet = await self._swarm.publish(fresh)
+        magnet = await self._swarm.publish(fresh, pin=training.pin(self._model))
         await asyncio.to_thread(shutil.rmtree, fresh)
         salt = secrets.token_bytes(32)
         self._pledges.add(

@@ -109,6 +109,8 @@ class Trainer:
         self._offered: dict[bytes, int] = {}
         """At which height a transaction of each pledge was last offered to all peers."""
         self._said: dict[bytes, tuple[str, str, int | None]] = {}
+        self._kept: tuple[bytes, set[bytes]] | None = None
+        """The tip, and what was pinned for it."""
         self._made: dict[bytes, Commit | Reveal] = {}
         """The last transaction of each pledge; its bytes hang on the pledge alone."""
 
@@ -122,6 +124,7 @@ class Trainer:
                 if self._failure is not None:
                     raise self._failure
                 busy, confirmed = await self._tend()
+                await self._keep()
                 if confirmed and self._once:
                     return
                 self._look_after_search(busy)
@@ -237,6 +240,17 @@ class Trainer:
         if not training.is_known(self._node.chain.state, pledge.weights_root):
             with suppress(OdaError):
                 await self._swarm.forget(pledge.infohash)
+
+    async def _keep(self) -> None:
+        """On disk stays what the chain may need of us: what is pledged, as deep as a reorg may
+        reach, and what the model is now or may be again. Older versions may be evicted."""
+        model = self._node.chain.state.model(self.model)
+        versions = () if model is None else (model.confirmed, model.provisional)
+        needed = {each.infohash for each in (*versions, *self.pledges.all) if each is not None}
+        seen = (self._node.chain.tip.hash, needed)
+        if seen != self._kept:
+            await self._swarm.keep(training.pin(self.model), needed)
+            self._kept = seen
 
     # --- searching -------------------------------------------------------------------------------
 

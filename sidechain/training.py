@@ -67,6 +67,11 @@ def is_known(state: ChainState, weights_root: bytes) -> bool:
     return state.root_of(weights_root) is not None
 
 
+def pin(identity: bytes) -> str:
+    """Who needs a trainer's torrents (torrent.library.Record.pins)."""
+    return f"trainer of {identity.hex()}"
+
+
 def begin(state: ChainState, identity: bytes) -> Step:
     """Whether it is time to look for better weights."""
     model, definition = state.model(identity), state.definition(identity)

@@ -24,7 +24,7 @@ from channels.terminal import (
     stop_signals,
 )
 from torrent import settings as torrent_settings
-from torrent.library import Library, Status
+from torrent.library import OWNER, Library, Status
 from torrent.magnet import Magnet, Peer, check_url, parse_infohash
 from torrent.progress import fetching
 from torrent.proofs import MAX_SAMPLES
@@ -106,7 +106,7 @@ def fetch(
 
     async def work(swarm: Swarm) -> None:
         with progress("Looking for peers") as show:
-            path = await swarm.fetch(magnet, base=base, pin=True, report=fetching(show))
+            path = await swarm.fetch(magnet, base=base, pin=OWNER, report=fetching(show))
         status = swarm.status(magnet.infohash)
         if to is not None:
             await asyncio.to_thread(shutil.copytree, path, to)

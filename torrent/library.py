@@ -35,14 +35,18 @@ from torrent.manifest import NAME, Manifest, parse_info, parse_metainfo
 MARGIN: Final = 16 << 20
 """Of the disk stays free whatever we fetch."""
 
+OWNER: Final = "owner"
+"""Who pins what was asked for by hand."""
+
 INCOMING: Final = ".incoming-"
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """stamps: size and mtime of each file when it was complete. used: UNIX time, for eviction."""
+    """pins: who needs it, so that it is not evicted. stamps: size and mtime of each file when it
+    was complete. used: UNIX time, for eviction."""
 
     complete: bool = False
-    pinned: bool = False
+    pins: list[str] = []
     paused: bool = False
     total: int = 0
     added: float = 0
@@ -51,6 +55,12 @@ class Record(msgspec.Struct, kw_only=True):
     peers: list[Peer] = []
     trackers: list[str] = []
     web_seeds: list[str] = []
+
+    def pin(self, who: str, needed: bool = True) -> None:
+        if who not in self.pins and needed:
+            self.pins.append(who)
+        elif who in self.pins and not needed:
+            self.pins.remove(who)
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -314,7 +324,7 @@ class Library:
             for each in sorted(others, key=lambda each: each.record.used):
                 if excess <= 0:
                     break
-                if not each.record.pinned and self._evict(each, evict):
+                if not each.record.pins and self._evict(each, evict):
                     excess -= each.record.total
             if excess > 0:
                 if total - present + MARGIN > shutil.disk_usage(self.root).free:

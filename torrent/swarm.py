@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,7 @@ import msgspec
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from channels.settings import Network, Settings
 from torrent import files, manifest, settings
-from torrent.library import Library, Status, disk_errors
+from torrent.library import OWNER, Library, Status, disk_errors
 from torrent.magnet import Magnet, Peer
 from torrent.manifest import Manifest
 from torrent.session import Options, Session
@@ -108,8 +108,11 @@ class Swarm:
 
     # --- giving ----------------------------------------------------------------------------------
 
-    async def publish(self, directory: Path, *, report: files.Report = files.ignore) -> Magnet:
-        """Copy (or reflink) a directory into the library and seed it; it is never evicted.
+    async def publish(
+        self, directory: Path, *, pin: str = OWNER, report: files.Report = files.ignore
+    ) -> Magnet:
+        """Copy (or reflink) a directory into the library and seed it. pin: who needs it; it is not
+        evicted until keep() says otherwise.
 
         The link names our address. Raises UserError as `files.describe` and `Library.reserve` do.
         """
@@ -124,7 +127,7 @@ class Swarm:
                 await self._leave(found.infohash)
                 torrent = self._claim(Magnet(found.infohash))
                 entry = torrent.entry
-                entry.record.pinned = True
+                entry.record.pin(pin)
                 if entry.untouched(found):
                     entry.save()
                 else:
@@ -135,8 +138,8 @@ class Swarm:
                 await torrent.seed()
         return Magnet(found.infohash, (self.address,))
 
-    async def seed(self, infohash: bytes, *, pin: bool = False) -> Path:
-        """Serve a complete torrent of the library; pin: never evict it.
+    async def seed(self, infohash: bytes, *, pin: str | None = None) -> Path:
+        """Serve a complete torrent of the library; pin: as of publish().
 
         Raises UserError "not-found", "not-complete" or "already-running".
         """
@@ -146,8 +149,8 @@ class Swarm:
             if not await torrent.seed():
                 await self._leave(infohash)
                 raise UserError("not-complete", f"{infohash.hex()} is not complete; fetch it.")
-            if pin and not torrent.entry.record.pinned:
-                torrent.entry.record.pinned = True
+            if pin is not None and pin not in torrent.entry.record.pins:
+                torrent.entry.record.pin(pin)
                 torrent.entry.save()
             return torrent.entry.data
 
@@ -176,14 +179,14 @@ class Swarm:
         base: Path | None = None,
         wanted: Manifest | None = None,
         accept: Accept = take_any,
-        pin: bool = False,
+        pin: str | None = None,
         report: Report = no_report,
     ) -> Path:
         """The directory with the torrent's files, complete and on disk; it is seeded from then on.
 
         base: a directory with an earlier version, for what needs no fetching. wanted: what was
         announced; anything else is refused. accept: is shown the manifest before any file is
-        fetched, and raises RemoteProtocolError to refuse it. pin: never evict it.
+        fetched, and raises RemoteProtocolError to refuse it. pin: as of publish().
 
         Raises RemoteProtocolError with the reasons of `manifest.parse_info` and
         "manifest-mismatch", or what `accept` raises (nothing of it stays then); UserError
@@ -194,7 +197,8 @@ class Swarm:
             with disk_errors():
                 torrent = self._claim(magnet)
                 entry = torrent.entry
-                entry.record.pinned |= pin
+                if pin is not None:
+                    entry.record.pin(pin)
                 entry.record.paused = False
                 entry.remember(torrent.hints)
                 try:
@@ -223,6 +227,29 @@ class Swarm:
                 return entry.data
 
     # --- keeping ---------------------------------------------------------------------------------
+
+    async def keep(self, who: str, infohashes: Collection[bytes]) -> None:
+        """From now on these are pinned for `who`, and nothing else is: what it pinned before may be
+        evicted. What is not here, or is being fetched or in another program's hands, is left as it
+        is. Raises UserError "disk-full" or "disk-error"."""
+        for entry in await asyncio.to_thread(self.library.entries):
+            needed = entry.infohash in infohashes
+            if (who in entry.record.pins) == needed or self._turn(entry.infohash).locked():
+                continue
+            torrent = self._torrents.get(entry.infohash)
+            try:
+                mine = self.library.claim(entry.infohash) if torrent is None else torrent.entry
+            except UserError as error:
+                if error.reason != "already-running":
+                    raise
+                continue
+            try:
+                with disk_errors():
+                    mine.record.pin(who, needed)
+                    mine.save()
+            finally:
+                if torrent is None:
+                    mine.release()
 
     async def pause(self, infohash: bytes) -> None:
         """Neither fetch nor serve it until `resume`, also after a restart."""

@@ -14,14 +14,16 @@ from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
 from channels.errors import RemoteProtocolError, UserError
+from channels.settings import Settings
 from channels.terminal import no_progress
 from channels.units import UnixTime
 from client.provider import Catalogue
 from provider.app import Provider
+from provider.assembly import Supplier
 from provider.ledger import Ledger
 from provider.serving import Models, Served
 from provider.settings import Keys, ProviderSettings
-from provider.sharing import Sharing, obtain
+from provider.sharing import Shared, Sharing, obtain
 from tests.provider.clock import Clock
 from tests.provider.fakes import MODEL, PACE, PRICE, FakeEngine, FakeNode
 from tests.torrent.nodes import node
@@ -114,9 +116,42 @@ async def test_by_directory_infohash_or_link(tmp_path: Path) -> None:
         fetched = await obtain(b, infohash, (peer,), anything, no_progress)
         assert fetched.infohash == published.infohash
         assert same(source, fetched.path)
-        assert b.library.entry(fetched.infohash).record.pinned
+        assert b.library.entry(fetched.infohash).record.pins == ["provider"]
         again = await obtain(b, f"magnet:?xt=urn:btmh:1220{infohash}", (), anything, no_progress)
         assert again == fetched
+
+
+async def test_what_was_served_before_may_be_evicted(tmp_path: Path) -> None:
+    """All but the last that was, after a restart too."""
+    async with node(tmp_path / "a") as a:
+        made = [
+            await obtain(
+                a,
+                str(model(tmp_path / f"{i}", content(f"{i}", 100_000))),
+                (),
+                anything,
+                no_progress,
+            )
+            for i in range(3)
+        ]
+        settings = Settings(data=tmp_path / "data")
+
+        def pinned() -> list[bool]:
+            entries = [a.library.entry(each.infohash) for each in made]
+            return [entry.record.pins == ["provider"] for entry in entries]
+
+        def supplier() -> Supplier:
+            return Supplier(settings, ProviderSettings(), a, None)
+
+        def served(each: Shared) -> Served:
+            return Served(FakeEngine(), PRICE, PACE, UnixTime(5), each.infohash)
+
+        follows = supplier()
+        for each in made:
+            await follows.keep(served(each))
+        assert pinned() == [False, True, True]
+        await supplier().keep(served(made[2]))
+        assert pinned() == [False, False, True]
 
 
 async def test_what_is_no_model_is_not_fetched(tmp_path: Path) -> None:

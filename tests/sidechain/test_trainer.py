@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from channels.errors import UserError
-from sidechain import service
+from sidechain import service, training
 from sidechain.model import directory, sealed
 from sidechain.model.directory import Model
 from sidechain.opener import Opener
@@ -44,7 +44,7 @@ def untrained() -> Model:
 
 async def pledge(citizen: Citizen, base: Model, made: Model, salt: int = 1) -> Pledge:
     """Weights that a trainer has found already, as if he were started anew."""
-    folder = citizen.folder / "found"
+    folder = citizen.folder / f"found-{salt}"
     directory.write(folder, made)
     infohash = (await citizen.swarm.publish(folder)).infohash
     return Pledge(made.weights_root, infohash, base.weights_root, made.score(), bytes([salt]) * 32)
@@ -158,6 +158,36 @@ async def test_what_a_reorg_undoes_is_revealed_again(tmp_path: Path) -> None:
         again = alice.model(model).confirmed
         assert again.weights_root == found.weights_root and again.height > height
         assert len(alice.told("revealing")) == 2
+
+
+async def test_what_is_superseded_may_be_evicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not before it is so deep that no reorg brings it back."""
+    monkeypatch.setattr("sidechain.trainer.BURIED", 3)
+    async with town(tmp_path, ALICE) as here:
+        first = untrained()
+        model = await here.register(first, (), 1000)
+        (alice,) = here.trainers
+        better = replace(first, weights=trained(dict(first.weights), 50))
+        best = replace(first, weights=trained(dict(better.weights), 100))
+
+        def is_pinned(each: Pledge) -> bool:
+            pins = alice.swarm.library.entry(each.infohash).record.pins
+            return training.pin(model) in pins
+
+        one = await pledge(alice, first, better)
+        trainer = alice.train(model, **NEVER)
+        trainer.pledges.add(one)
+        await here.until(lambda: alice.told("confirmed", score=one.score), mining=True)
+        assert is_pinned(one)
+        two = await pledge(alice, better, best, salt=2)
+        trainer.pledges.add(two)
+        await here.until(lambda: alice.told("confirmed", score=two.score), mining=True)
+        confirmed = alice.model(model).confirmed
+        assert confirmed.weights_root == two.weights_root
+        await here.until(lambda: not is_pinned(one), mining=True)
+        assert is_pinned(two) and alice.swarm.library.is_complete(one.infohash)
 
 
 async def test_an_attempt_that_leads_nowhere_is_followed_by_another(tmp_path: Path) -> None:

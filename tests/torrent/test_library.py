@@ -36,7 +36,7 @@ async def test_what_nobody_needs_goes(tmp_path: Path) -> None:
     for index, magnet in enumerate(magnets):
         entry = library.claim(magnet.infohash)
         entry.record.used = 100 - index  # so the last is the longest unused
-        entry.record.pinned = index == 2
+        entry.record.pins = ["owner"] if index == 2 else []
         entry.save()
         entry.release()
     async with node(tmp_path / "a") as a, node(tmp_path / "b", quota=3 * SIZE) as b:
@@ -54,6 +54,33 @@ async def test_what_nobody_needs_goes(tmp_path: Path) -> None:
         assert caught.value.reason == "disk-quota"
         assert magnets[2].infohash in present(library)
         assert not (tmp_path / "b" / big.infohash.hex() / "oda").exists()
+
+
+async def test_each_pins_what_it_needs(tmp_path: Path) -> None:
+    """Who keeps other things now lets go of what it kept, and of nothing that others pin."""
+    async with node(tmp_path / "a") as a:
+        old, new, both = [
+            (await a.publish(fill(tmp_path / name, {name: SIZE}), pin="x")).infohash
+            for name in ("old", "new", "both")
+        ]
+        await a.seed(both, pin="y")
+        await a.keep("x", {new})
+        assert pins(a.library) == {old: [], new: ["x"], both: ["y"]}
+        await a.keep("x", {new, old})
+    async with node(tmp_path / "a", quota=3 * SIZE) as a:
+        other = Library(tmp_path / "a", SIZE).claim(old)
+        await a.keep("x", {new})  # that nobody seeds them makes no difference
+        assert pins(a.library)[old] == ["x"], "it is in other hands"
+        other.release()
+        await a.keep("x", {new, b"\x01" * 32})
+        assert pins(a.library) == {old: [], new: ["x"], both: ["y"]}
+        await a.publish(fill(tmp_path / "next", {"next": SIZE}))
+        assert old not in pins(a.library)
+        assert new in pins(a.library) and both in pins(a.library)
+
+
+def pins(library: Library) -> dict[bytes, list[str]]:
+    return {entry.infohash: entry.record.pins for entry in library.entries()}
 
 
 async def test_what_another_process_works_on_stays(tmp_path: Path) -> None:
