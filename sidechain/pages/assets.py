@@ -25,8 +25,13 @@ def routes() -> list[web.RouteDef]:
     return [web.get(f"/pages/{name}", _file(name, kind)) for name, kind in FILES.items()]
 
 
+def read(name: str) -> bytes:
+    """One of FILES."""
+    return (resources.files(__package__) / name).read_bytes()
+
+
 def _file(name: str, kind: str) -> Handler:
-    body = (resources.files(__package__) / name).read_bytes()
+    body = read(name)
     tag = f'"{sha256(body).hexdigest()[:32]}"'
     headers = {**HEADERS, hdrs.CACHE_CONTROL: "no-cache", hdrs.ETAG: tag}
 

@@ -6,8 +6,10 @@ swaps the sections that changed. Nothing is loaded from anywhere else, and the p
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Final, TypeAlias
 from xml.etree.ElementTree import Element, tostring  # it writes; nothing is parsed
 
@@ -68,15 +70,17 @@ class Site:
     """What is around every page. about: beside the name. nav: (path, what it says).
 
     events: where server-sent events tell of changes. every: seconds between looks besides.
+    home: where the name leads.
     """
 
     name: str
     about: str
     nav: tuple[tuple[str, str], ...]
     foot: tuple[tuple[str, str], ...]
-    every: int
+    every: int = 0
     events: str | None = None
     search: bool = False
+    home: str = "/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +94,48 @@ class Page:
 
 def document(site: Site, page: Page, now: int) -> bytes:
     """now: the server's clock, which ages are counted by."""
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{page.title} · {site.name}"),
+    brought = (
         el("link", rel="icon", type="image/svg+xml", href="/pages/icon.svg"),
         el("link", rel="stylesheet", href="/pages/style.css"),
         el("script", src="/pages/live.js", defer=True),
     )
-    body = el(
+    body = _body(site, page, data_events=site.events, data_every=site.every, data_now=now)
+    return _html(el("head", *_about(site, page), *brought), body)
+
+
+def file(site: Site, page: Page, style: str) -> bytes:
+    """A page that is a file by itself, with its style inside and no script."""
+    digest = b64encode(sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'none'; base-uri 'none'"
+    # A policy counts for what comes after it.
+    brought = (
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
+        el("style", style),
+    )
+    return _html(el("head", *_about(site, page), *brought), _body(site, page))
+
+
+def _about(site: Site, page: Page) -> tuple[Element, ...]:
+    return (
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", f"{page.title} · {site.name}"),
+    )
+
+
+def _body(site: Site, page: Page, **attributes: str | int | None) -> Element:
+    return el(
         "body",
         el("a", "Skip to content", class_="skip", href="#main"),
         _top(site, page),
         el("main", page.sections, id="main"),
         el("footer", [el("a", says, href=path) for path, says in site.foot]),
-        data_events=site.events,
-        data_every=site.every,
-        data_now=now,
+        **attributes,
     )
+
+
+def _html(head: Element, body: Element) -> bytes:
     return b"<!doctype html>\n" + render(el("html", head, body, lang="en"))
 
 
@@ -123,7 +149,7 @@ def _top(site: Site, page: Page) -> Element:
         el("a", says, href=path, aria_current="page" if path == page.here else None)
         for path, says in site.nav
     ]
-    name = el("a", el("b", site.name), el("span", site.about), class_="brand", href="/")
+    name = el("a", el("b", site.name), el("span", site.about), class_="brand", href=site.home)
     live = el("span", class_="live", id="live", role="status", hidden=True)
     search = None
     if site.search:

@@ -13,6 +13,7 @@ from sidechain.pages.plot import Point, plot
 from sidechain.pages.transactions import magnet, source
 from sidechain.pages.values import (
     change,
+    colour,
     compact,
     height_link,
     key_link,
@@ -102,7 +103,7 @@ def _plot(found: api.Model, tip: int) -> Element:
             each.version.height,
             each.version.score,
             each.state,
-            each.version.trainer,
+            colour(each.version.trainer),
             f"{number(each.version.score)} at height {number(each.version.height)}, {each.state}, "
             f"by {short(each.version.trainer)}",
             f"/transactions/{each.txid}",

@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element  # a type; nothing is parsed
 from sidechain.pages.markup import Child, el
 
 SHORT: Final = 8
+TONES: Final = (24, 212, 145, 285, 345, 55, 180, 250)
 UNITS: Final = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -47,12 +48,21 @@ def whole(text: str) -> Element:
 
 def dot(key: str) -> Element:
     """A colour for a key, so that the same one is seen again."""
-    circle = el("circle", cx=5, cy=5, r=5, fill=colour(key))
+    return swatch(colour(key))
+
+
+def swatch(fill: str) -> Element:
+    circle = el("circle", cx=5, cy=5, r=5, fill=fill)
     return el("svg", circle, class_="dot", width=10, height=10, aria_hidden="true")
 
 
 def colour(key: str) -> str:
     return f"hsl({int(key[:4], 16) % 360} 62% 52%)"
+
+
+def tone(index: int) -> str:
+    """A colour for the n-th of a few lines, far from its neighbours'."""
+    return f"hsl({TONES[index % len(TONES)]} 62% 52%)"
 
 
 def number(value: int) -> str:

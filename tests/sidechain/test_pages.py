@@ -131,7 +131,7 @@ def test_heights_are_whole_numbers() -> None:
 
 def test_a_plot_steps_down_where_a_version_counts() -> None:
     def point(height: int, score: int, state: str) -> Point:
-        return Point(height, score, state, "00" * 32, "says", "/t")
+        return Point(height, score, state, "red", "says", "/t")
 
     points = [
         point(1, 100, "confirmed"),

@@ -1,0 +1,374 @@
+"""A run of the demo as one page, a file by itself: plots, and tables beside them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+from xml.etree.ElementTree import Element  # a type; nothing is parsed
+
+from channels.units import Msat
+from regtest.answers_report import answers
+from regtest.record import Account, Balance, Record, Score, gains, parties
+from sidechain.pages.markup import (
+    Child,
+    Page,
+    Row,
+    Site,
+    badge,
+    el,
+    facts,
+    figures,
+    file,
+    heading,
+    said,
+    section,
+    table,
+)
+from sidechain.pages.plot import Axis, Point, Rule, Series, in_unit, lines, plot
+from sidechain.pages.values import change, distinct, lasting, number, sats, swatch, tone, when
+
+NAV: Final = (
+    ("#steps", "Steps"),
+    ("#sats", "Sats"),
+    ("#score", "Score"),
+    ("#latency", "Latency"),
+    ("#shares", "Shares"),
+    ("#accounts", "Every sat"),
+    ("#cheats", "Cheats"),
+)
+FOOT: Final = (("record.json", "All of it as data (record.json)"),)
+SMALL: Final = 150
+"""Height of one party's plot."""
+APART: Final = 0.025
+"""Of the width: words closer than this would stand on each other."""
+TITLE: Final = "A run of the demo"
+
+
+def report(record: Record, style: str) -> bytes:
+    """-> HTML. style: the CSS of the pages."""
+    sections = [
+        heading(*_headline(record)),
+        section("summary", None, _told(record), figures(_figures(record))),
+        section("steps", "Steps", _steps(record)),
+        section("sats", "Sats over time", *_sats(record), note="beyond what the miners gave"),
+        section("score", "Score over height", *_scores(record), note="lower is better"),
+        section("latency", "Latency", *answers(record)),
+        section("shares", "Who was paid for the answers", _shares(record)),
+        section("accounts", "Where every sat went", *_accounts(record)),
+        section("cheats", "Cheats, and what caught each", _cheats(record)),
+        section("result", "What the run says at its end", facts(_result(record))),
+    ]
+    site = Site("ODA", "demo", NAV, FOOT, home="#main")
+    return file(site, Page(TITLE, "", tuple(sections)), style)
+
+
+# --- in words ------------------------------------------------------------------------------------
+
+
+def _headline(record: Record) -> tuple[Child, ...]:
+    if record.failure is not None:
+        return "The run ended early", badge("failed")
+    conserved = record.result.get("conserved")
+    if conserved is True:
+        return "Every msat is accounted for", badge("confirmed", "conserved")
+    if conserved is False:
+        return "The accounts do not add up", badge("failed", "not conserved")
+    return TITLE, badge("unknown")
+
+
+def _told(record: Record) -> Element:
+    sentences: list[Child] = []
+    if record.failure is not None:
+        sentences += [said(record.failure), " "]
+    if record.answers:
+        tokens = sum(each.output_tokens for each in record.answers)
+        spent = sum(each.spent_msat for each in record.answers)
+        topups = sum(len(each.topups) for each in record.answers)
+        sentences.append(
+            f"{_count(len(record.answers), 'answer')} brought {number(tokens)} tokens for "
+            f"{sats(spent)} sat, paid while they came, in {_count(topups, 'top-up')}. "
+        )
+    counted = [each for each in record.scores if each.state == "confirmed"]
+    for model in dict.fromkeys(each.model for each in counted):
+        first, *_, last = [each for each in counted if each.model == model] * 2
+        sentences += [said(model, 60), f" went from {first.shown:.3f} to {last.shown:.3f} "]
+        sentences.append([said(first.unit, 40), ". "])
+    by_role = {role: _sum(record, role) for role in ("trainer", "producer")}
+    if any(by_role.values()):
+        sentences.append(
+            f"Trainers got {sats(by_role['trainer'])} sat of what was spent and block producers "
+            f"{sats(by_role['producer'])}. "
+        )
+    if record.caught:
+        sentences.append(f"{_count(len(record.caught), 'cheat')} caught. ")
+    sentences += [f"It took {lasting(record.seconds)}, from ", when(record.began), " UTC on."]
+    return el("p", sentences, class_="told")
+
+
+def _count(count: int, what: str) -> str:
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
+
+
+def _sum(record: Record, role: str) -> Msat:
+    return Msat(sum(each.msat for each in record.shares if each.role == role))
+
+
+def _figures(record: Record) -> list[tuple[str, Child, Child]]:
+    spent = sum(each.spent_msat for each in record.answers)
+    unit = el("span", " sat", class_="unit")
+    return [
+        ("Answers", number(len(record.answers)), "bought token by token"),
+        ("Spent on them", [sats(spent), unit], "by the user"),
+        ("Trainers got", [sats(_sum(record, "trainer")), unit], "by the receipts"),
+        ("Producers got", [sats(_sum(record, "producer")), unit], "by the receipts"),
+        ("Versions", number(len(record.scores)), "of models, on the sidechain"),
+        ("Cheats caught", number(len(record.caught)), None),
+    ]
+
+
+def _steps(record: Record) -> Element:
+    ends = [*(each.at for each in record.steps[1:]), record.seconds]
+    rows = [
+        Row(
+            str(each.number),
+            (
+                number(each.number),
+                said(each.text),
+                _second(each.at),
+                lasting(end - each.at),
+                _span(each.at, end, record.seconds),
+            ),
+        )
+        for each, end in zip(record.steps, ends, strict=False)
+    ]
+    columns = ("#Step", "What happens", "#Begins", "#Takes", "~When")
+    return table(columns, rows, "The run had not begun.")
+
+
+def _span(begins: float, ends: float, whole: float) -> Element:
+    part = 100 / max(whole, 1e-9)
+    wide = f"{max(0.5, part * (ends - begins)):.2f}%"
+    bar = el("rect", x=f"{part * begins:.2f}%", width=wide, height=12, rx=2)
+    return el("svg", bar, class_="span", aria_hidden="true")
+
+
+def _second(at: float) -> str:
+    return f"{at:.1f} s"
+
+
+# --- sats over time ------------------------------------------------------------------------------
+
+
+def _sats(record: Record) -> list[Element]:
+    found = {party: gains(record, party) for party in parties(record)}
+    known = {party: runs for party, runs in found.items() if runs}
+    if not known:
+        return [el("p", "Nobody was asked what they hold.", class_="empty")]
+    series = {
+        party: Series(party, _colour(record, party), _points(runs), stepped=True)
+        for party, runs in known.items()
+    }
+    across = Axis(0.0, max(record.seconds, 1e-3), says=in_unit(" s"))
+    label = "Sats gained and lost over time, by party"
+    together = lines(series.values(), across, _up(series.values()), label, rules=_rules(record))
+    legend = el(
+        "p",
+        [el("span", swatch(each.colour), said(party)) for party, each in series.items()],
+        el("span", "A line breaks off while a node is down. Dashes are the steps."),
+        class_="legend",
+    )
+    small = [
+        el(
+            "figure",
+            el("figcaption", swatch(each.colour), el("b", said(party)), _gained(known[party])),
+            lines(
+                [each],
+                across,
+                _up([each]),
+                f"Sats of {party} over time",
+                rules=_rules(record, labels=False),
+                height=SMALL,
+            ),
+        )
+        for party, each in series.items()
+    ]
+    return [together, legend, _holdings(record), el("div", small, class_="multiples")]
+
+
+def _gained(runs: Sequence[Sequence[tuple[float, Msat]]]) -> str:
+    amount = runs[-1][-1][1]
+    return f" {'+' if amount > 0 else ''}{sats(amount)} sat"
+
+
+def _points(runs: Iterable[Sequence[tuple[float, Msat]]]) -> list[list[tuple[float, float]]]:
+    """In sats, for the eye alone."""
+    return [[(at, amount / 1000) for at, amount in run] for run in runs]
+
+
+def _up(series: Iterable[Series]) -> Axis:
+    values = [y for each in series for run in each.runs for _, y in run]
+    room = (max(values) - min(values)) * 0.08 or 1.0
+    return Axis(min(values) - room, max(values) + room, says=_minus)
+
+
+def _minus(values: Sequence[float]) -> list[str]:
+    return [each.replace("-", "\N{MINUS SIGN}") for each in distinct(values)]
+
+
+def _rules(record: Record, *, labels: bool = True) -> list[Rule]:
+    rules: list[Rule] = []
+    free = 0.0
+    for each in record.steps:
+        part = each.at / max(record.seconds, 1e-9)
+        label = str(each.number) if labels and part >= free else ""
+        if label:
+            free = part + APART
+        rules.append(Rule(each.at, label, f"{each.number}. {each.text}"))
+    return rules
+
+
+def _colour(record: Record, party: str) -> str:
+    known = parties(record)
+    return tone(known.index(party) if party in known else len(known))
+
+
+def _holdings(record: Record) -> Element:
+    """What each was given and has in the end; what is missing went to the miners."""
+    last: dict[str, Balance] = {each.party: each for each in record.balances}
+    rows, all_given, all_held = [], 0, 0
+    is_known = all(each.msat is not None for each in last.values())
+    for party in parties(record):
+        given = sum(gift.msat for gift in record.gifts if gift.party == party)
+        has = last[party].msat
+        all_given += given
+        all_held += has or 0
+        shown: tuple[Child, ...] = ("unknown", "unknown")
+        if has is not None:
+            shown = (sats(has), _signed(has - given))
+        name = [swatch(_colour(record, party)), said(party)]
+        rows.append(Row(party, (name, sats(given), *shown)))
+    fees = _signed(all_given - all_held) if is_known else "unknown"
+    rows.append(Row("miners", ("miners, for transactions", "–", "–", fees)))
+    return table(("Party", "#Given", "#Has in the end", "#Gained, sat"), rows, "")
+
+
+def _signed(amount: int) -> str:
+    return f"{'+' if amount > 0 else ''}{sats(amount)}"
+
+
+# --- score ---------------------------------------------------------------------------------------
+
+
+def _scores(record: Record) -> list[Element]:
+    if not record.scores:
+        return [el("p", "No model was published.", class_="empty")]
+    parts: list[Element] = []
+    for model, unit in dict.fromkeys((each.model, each.unit) for each in record.scores):
+        versions = sorted(
+            (each for each in record.scores if (each.model, each.unit) == (model, unit)),
+            key=lambda each: each.height,
+        )
+        points = [_point(record, each) for each in versions]
+        makers = dict.fromkeys((each.who, _maker(record, each)) for each in versions)
+        legend = el(
+            "p",
+            el("span", said(model, 60), ", in ", said(unit, 40), ". Made by:"),
+            [el("span", swatch(fill), said(who, 40)) for who, fill in makers],
+            el("span", "Hollow: withdrawn, when a sealed part of the data was opened."),
+            class_="legend",
+        )
+        parts += [plot(points, versions[-1].height), legend, _versions(record, versions)]
+    return parts
+
+
+def _maker(record: Record, score: Score) -> str:
+    return _colour(record, score.who)
+
+
+def _point(record: Record, each: Score) -> Point:
+    says = f"{each.shown:.3f} {each.unit} at height {each.height}, {each.state}, by {each.who}"
+    return Point(each.height, each.shown, each.state, _maker(record, each), says, "#score")
+
+
+def _versions(record: Record, versions: Sequence[Score]) -> Element:
+    rows: list[Row] = []
+    counted: Score | None = None
+    for each in versions:
+        gained = None if counted is None else change(each.score, counted.score)
+        who = [swatch(_maker(record, each)), said(each.who, 40)]
+        cells = (
+            number(each.height),
+            f"{each.shown:.3f}",
+            "–" if gained is None else gained,
+            badge(each.state),
+            who,
+        )
+        rows.append(Row(str(len(rows)), cells))
+        if each.state != "withdrawn":
+            counted = each
+    columns = ("#Height", "#Score", "#Change", "State", "Made by")
+    return table(columns, rows, "")
+
+
+# --- money ---------------------------------------------------------------------------------------
+
+
+def _shares(record: Record) -> Element:
+    rows: list[Row] = []
+    for each in record.shares:
+        whole = sum(other.msat for other in record.shares if other.session == each.session)
+        cells = (
+            number(each.session),
+            said(each.to, 80),
+            said(each.role, 40),
+            sats(each.msat),
+            f"{100 * each.msat / max(1, whole):.2f} %",
+        )
+        rows.append(Row(str(len(rows)), cells))
+    columns = ("#Session", "To", "As", "#Sat", "#Part")
+    return table(columns, rows, "No receipt was checked.")
+
+
+def _accounts(record: Record) -> list[Element]:
+    if not record.accounts:
+        return [el("p", "Nothing was added up.", class_="empty")]
+    return [part for each in record.accounts for part in _account(each)]
+
+
+def _account(account: Account) -> tuple[Element, Element]:
+    rows = [
+        Row(
+            str(index),
+            (
+                said(line.what, 200) if line.to else el("b", said(line.what, 200)),
+                sats(line.msat),
+                said(line.to, 80),
+            ),
+        )
+        for index, line in enumerate(account.lines)
+    ]
+    return el("h3", said(account.title, 200)), table(("What", "#Sat", "To"), rows, "Nothing.")
+
+
+def _cheats(record: Record) -> Element:
+    rows = [
+        Row(
+            str(index),
+            (
+                _second(each.at),
+                said(each.who, 80),
+                el("code", said(each.reason, 80)),
+                said(each.sentence, 400),
+            ),
+        )
+        for index, each in enumerate(record.caught)
+    ]
+    return table(("#When", "Who", "Caught by", "~In words"), rows, "Nobody cheated.")
+
+
+def _result(record: Record) -> list[tuple[str, Child]]:
+    shown: list[tuple[str, Child]] = []
+    for name, value in record.result.items():
+        plain = number(value) if type(value) is int else str(value)
+        shown.append((name, said(plain, 200)))
+    return shown or [("result", "–")]
