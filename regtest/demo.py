@@ -34,7 +34,18 @@ from regtest.daemon import free_port
 from regtest.digits import read_digits
 from regtest.earning import agree, desert, earn, reopen
 from regtest.learning import cheating, compete, publish, side_by_side
-from regtest.school import Demo, Learned, School, confirmed, console, note, step
+from regtest.recorder import save
+from regtest.school import (
+    Demo,
+    Learned,
+    School,
+    confirmed,
+    console,
+    note,
+    recorder,
+    remember_scores,
+    step,
+)
 from torrent.library import Library
 
 COINS: Final = Sat(1_000_000)
@@ -60,10 +71,12 @@ async def tell(demo: Demo) -> dict[str, object]:
     """The whole demo. Returns what its last line says."""
     began = time.monotonic()
     totals = Totals()
-    await start(demo, 1)
-    accounts = await pay_as_it_streams(demo, totals, 2)
-    table(accounts)
-    learned = await learn(demo.school, 7)
+    model = await prepare(demo)
+    async with recorder.watching(demo.data / "regtest" / "nodes"):
+        await start(demo, model, 1)
+        accounts = await pay_as_it_streams(demo, totals, 2)
+        table(accounts)
+        learned = await learn(demo.school, 7)
     return {
         "tokens": totals.tokens,
         "paid_msat": accounts.paid,
@@ -81,10 +94,10 @@ async def tell(demo: Demo) -> dict[str, object]:
     }
 
 
-async def start(demo: Demo, number: int) -> None:
-    model = await prepare(demo)
+async def start(demo: Demo, model: Path, number: int) -> None:
     step(number, "A network: bitcoind, and a Lightning node each for a user and a provider")
     with progress("Starting") as show:
+        recorder.gives("user", COINS)
         await demo.network.up(["user"], COINS, show)
         await demo.network.up(["provider"], Sat(0), show)
         show(0, None, "The provider fetches its model")
@@ -137,6 +150,7 @@ async def learn(school: School, number: int) -> Learned:
     await agree(school, number + 5)
     await desert(school, number + 6)
     await reopen(school)
+    await remember_scores(school, "oda-learnt", "nats/byte")
     return school.learned
 
 
@@ -205,7 +219,7 @@ async def ask(
     console.print(f"   [bold]{question}[/]\n   ", end="")
     text, topups, cost = "", 0, None
     interruption: asyncio.Task[None] | None = None
-    answer = client.chat(question, seed=seed, max_tokens=tokens, temperature=0.7)
+    answer = recorder.answer(client, question, seed=seed, max_tokens=tokens, temperature=0.7)
     async with aclosing(answer) as events:
         async for event in events:
             match event:
@@ -320,9 +334,10 @@ def table(accounts: Accounts) -> None:
         shown = f"{sign}{abs(amount) // 1000:,}.{abs(amount) % 1000:03}"
         grid.add_row(what, shown, whom, style=style)
     console.print(grid)
+    recorder.account("The first channel, from its opening to its close", accounts.rows())
 
 
-def left_running(demo: Demo) -> None:
+def left_running(demo: Demo, page: Path) -> None:
     """How to go on by hand."""
     oda = Path(".venv") / "bin" / "oda"
     console.print(
@@ -334,14 +349,15 @@ def left_running(demo: Demo) -> None:
         f"  {oda} open {demo.url}   (and in another terminal: {oda} regtest mine)\n"
         f"  {oda} chat --provider {demo.url} 'What is a module?'\n"
         f"  {demo.url}/   (the provider)   {demo.url}/metrics   {demo.url}/health\n"
-        f"  {demo.school.producer.url}/   (the chain's explorer)\n",
+        f"  {demo.school.producer.url}/   (the chain's explorer)\n"
+        f"The run as a page with plots: {page}\n  {page.as_uri()}\n",
         soft_wrap=True,
     )
 
 
 def main() -> int:
     settings = load_settings()
-    data = settings.data / "demo"
+    data = (settings.data / "demo").absolute()
     # From here on, and for the programs that are started, everything of the demo is in one place.
     os.environ["ODA_DATA"] = str(data)
     demo = Demo(data, settings.cache, free_port())
@@ -352,8 +368,10 @@ def main() -> int:
             return 0
         result = asyncio.run(tell(demo))
     except OdaError as error:
+        if recorder.begun:
+            save(recorder.record({}, f"{error} ({error.reason})"), demo.data)
         return int(report(error, False))
-    left_running(demo)
+    left_running(demo, save(recorder.record(result), demo.data))
     print(json.dumps(result))
     return 0 if result["conserved"] else 1
 

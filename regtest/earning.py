@@ -23,7 +23,17 @@ from client.receipts import Checked
 from client.settings import ClientSettings
 from regtest.cheats import false_provider
 from regtest.learning import PROMPT
-from regtest.school import School, confirmed, console, library_path, name_of, note, step, until
+from regtest.school import (
+    School,
+    confirmed,
+    console,
+    library_path,
+    name_of,
+    note,
+    recorder,
+    step,
+    until,
+)
 from sidechain import api, params
 from sidechain.follower import Follower, follow
 from sidechain.node_client import NodeClient
@@ -37,6 +47,8 @@ async def earn(school: School, number: int) -> None:
     step(number, "The provider serves the newest version, and its makers are paid for every answer")
     demo = school.demo
     await asyncio.to_thread(demo.provider.stop)
+    for rich in ("provider", "producer"):
+        recorder.gives(rich, COINS)
     await demo.network.up(["provider", "producer"], COINS)
     async with AsyncExitStack() as stack:
         user, seller = [
@@ -63,7 +75,7 @@ async def earn(school: School, number: int) -> None:
         )
         for seed, question in enumerate((PROMPT, "How does a loop end?")):
             console.print(f"   [bold]{question}[/]\n   ", end="")
-            answer = client.chat(question, seed=seed, max_tokens=200, temperature=0.6)
+            answer = recorder.answer(client, question, seed=seed, max_tokens=200, temperature=0.6)
             async with aclosing(answer) as events:
                 async for event in events:
                     if isinstance(event, sdk.Text):
@@ -91,10 +103,11 @@ async def meet_a_cheat(school: School, seller: Lightning, follower: Follower) ->
         chain = FollowedChain(follower)
         try:
             async with sdk.connect(url, socket, settings=settings, chain=chain) as client:
-                async for _ in client.chat(PROMPT, seed=3, max_tokens=200, temperature=0.7):
+                given = {"seed": 3, "max_tokens": 200, "temperature": 0.7}
+                async for _ in recorder.answer(client, PROMPT, **given):
                     pass
         except BadAnswer as caught:
-            school.learned.cheats_caught += 1
+            school.caught("A provider of older weights", caught.reason, str(caught))
             note(f"A cheaper provider of the same weights: {caught.reason}. {caught}")
 
 
@@ -131,10 +144,13 @@ async def told(school: School, checked: Checked) -> None:
     learned.receipts_verified += 1
     table = Table("to", "msat", box=None)
     table.add_row("provider", f"{checked.provider_msat:,}")
+    recorder.share(checked.session, "provider", "provider", checked.provider_msat)
     for key, amount in sorted(checked.paid.items()):
         who = await name_of(school, key)
         table.add_row(who, f"{amount:,}")
-        if who == "producer":
+        role = "producer" if who == "producer" else "trainer"
+        recorder.share(checked.session, who, role, amount)
+        if role == "producer":
             learned.producer_msat = Msat(learned.producer_msat + amount)
         else:
             learned.trainer_msat = Msat(learned.trainer_msat + amount)

@@ -218,7 +218,7 @@ async def cheating(school: School, number: int) -> None:
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
         if fate == "withdrawn":
-            school.learned.cheats_caught += 1
+            school.caught("One who learns by heart", fate, "A sealed part of the data, once open.")
         note(f"Then a sealed part was opened, and the version was {fate}.")
 
 
@@ -235,7 +235,7 @@ async def refused(school: School, he: Cheat, who: str, reveal: Reveal) -> None:
         reason = error.reason
         if reason == "demo-step-failed":
             raise
-    school.learned.cheats_caught += 1
+    school.caught(who, reason)
     note(f"{who}: {reason}")
 
 

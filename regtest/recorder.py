@@ -63,6 +63,10 @@ class Recorder:
     def now(self) -> float:
         return round(self._clock() - self._zero, 3)
 
+    @property
+    def begun(self) -> bool:
+        return bool(self._steps)
+
     # What is told --------------------------------------------------------------------------------
 
     def step(self, number: int, text: str) -> None:

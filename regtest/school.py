@@ -22,6 +22,8 @@ from channels.lightning import Lightning
 from channels.units import Msat, Sat
 from regtest.daemon import Daemon, free_port
 from regtest.network import Network
+from regtest.record import Score
+from regtest.recorder import Recorder
 from sidechain import api
 from sidechain.node_client import NodeClient
 from sidechain.primitives import x_only
@@ -32,11 +34,14 @@ WITHIN: Final = 180.0
 MICRO: Final = 1_000_000
 
 console = Console(highlight=False, soft_wrap=True)
+recorder: Final = Recorder()
+"""Of the one run that a process tells."""
 T = TypeVar("T")
 
 
 def step(number: int, text: str) -> None:
     console.print(f"\n[bold cyan]{number}.[/] [bold]{text}[/]")
+    recorder.step(number, text)
 
 
 def note(text: str) -> None:
@@ -213,8 +218,22 @@ class School:
         async with NodeClient(self.producer.url) as client:
             return await client.get(path, kind)
 
+    def caught(self, who: str, reason: str, sentence: str = "") -> None:
+        self.learned.cheats_caught += 1
+        recorder.caught(who, reason, sentence)
+
     async def state(self) -> api.Model:
         return await self.node(f"/models/{self.model}", api.Model)
+
+
+async def remember_scores(school: School, name: str, unit: str) -> None:
+    """For the report: every version of the model, and who made it."""
+    for past in (await school.state()).versions:
+        version = past.version
+        shown = round(school.per_byte(version.score), 6)
+        who = await name_of(school, version.trainer)
+        score = (name, version.height, version.score, shown, unit, who, version.trainer)
+        recorder.score(Score(*score, past.state))
 
 
 async def answers(party: Party) -> bool:
