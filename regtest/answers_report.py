@@ -14,6 +14,7 @@ from sidechain.pages.values import number, sats, swatch, tone
 LEAST: Final = 0.1
 """Milliseconds: what is sooner came together."""
 HEIGHT: Final = 220
+SMALL: Final = 150
 
 Heard = Sequence[tuple[int, Answer]]
 """With each its number in the table, from 0: those of which something came."""
@@ -32,20 +33,33 @@ def _legend(heard: Heard) -> tuple[Element, ...]:
 
 def _progress(heard: Heard) -> tuple[Element, ...]:
     """Tokens over seconds: where a line begins is the first token, how steep it is the speed."""
-    ends = max(each.arrived[-1][0] for _, each in heard)
     most = max(each.arrived[-1][1] for _, each in heard)
-    series = [Series(f"answer {index + 1}", tone(index), [each.arrived]) for index, each in heard]
+    up = Axis(0.0, max(1, most), whole=True, says=integers)
+    plots = [
+        el("figure", el("figcaption", _caption(index, each)), _line(index, each, up))
+        for index, each in heard
+    ]
+    says = "Tokens over the seconds since the question, from the first token on. Filled dots are "
+    about = el("p", says, "top-ups, hollow ones broken connections.", class_="told")
+    return about, el("div", plots, class_="multiples")
+
+
+def _caption(index: int, answer: Answer) -> list[Child]:
+    first = "" if answer.first is None else f": first token after {1000 * answer.first:.0f} ms"
+    return [swatch(tone(index)), el("b", f"answer {index + 1}"), first]
+
+
+def _line(index: int, answer: Answer, up: Axis) -> Element:
+    ends = max(answer.arrived[-1][0], 1e-3)
     marks = [
-        Mark(after, _tokens(each, after), f"mark {kind}", f"{says}, after {after:.2f} s")
-        for _, each in heard
-        for kind, after, says in _happened(each)
+        Mark(after, _tokens(answer, after), f"mark {kind}", f"{says}, after {after:.2f} s")
+        for kind, after, says in _happened(answer)
         if after <= ends
     ]
-    up = Axis(0.0, max(1, most), whole=True, says=integers)
-    label = "Tokens that had come, over the seconds since the question"
-    drawn = lines(series, Axis(0.0, max(ends, 1e-3), says=in_unit(" s")), up, label, marks=marks)
-    says = "Tokens over the seconds since the question. Filled dots are top-ups, hollow ones"
-    return el("p", f"{says} broken connections.", class_="told"), drawn
+    label = f"Tokens of answer {index + 1} that had come, over the seconds since its question"
+    drawn = Series(f"answer {index + 1}", tone(index), [answer.arrived])
+    across = Axis(0.0, ends, says=in_unit(" s"))
+    return lines([drawn], across, up, label, marks=marks, height=SMALL)
 
 
 def _happened(answer: Answer) -> list[tuple[str, float, str]]:
@@ -67,7 +81,7 @@ def _gaps(heard: Heard) -> tuple[Element, ...]:
     values = [gap for each in series for run in each.runs for _, gap in run]
     if not values:
         return ()
-    up = Axis(min(values) / 1.2, max(values) * 1.2, log=True, says=in_unit(" ms"))
+    up = Axis(min(values) / 1.2, max(values) * 1.2, log=True, says=_waits)
     label = "Time from one piece of text to the next: part of them within so many milliseconds"
     drawn = lines(series, Axis(0.0, 100.0, says=in_unit("%")), up, label, height=HEIGHT)
     says = "How many pieces of text came how soon after the one before: the middle of a line is "
@@ -110,6 +124,10 @@ def _speed(answer: Answer) -> str:
         return "–"
     (begins, first), (ends, last) = answer.arrived[0], answer.arrived[-1]
     return f"{(last - first) / (ends - begins):.0f}" if ends > begins else "–"
+
+
+def _waits(milliseconds: Sequence[float]) -> list[str]:
+    return [f"{each:g} ms" if each < 1000 else f"{each / 1000:g} s" for each in milliseconds]
 
 
 def _part(gaps: Sequence[float], part: float) -> str:

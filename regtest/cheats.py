@@ -48,6 +48,10 @@ class Cheat:
     folder: Path
     model: bytes
 
+    @property
+    def key(self) -> str:
+        return x_only(self.secret).hex()
+
     async def publish(self, name: str, model: Model) -> bytes:
         from sidechain.model import directory
 

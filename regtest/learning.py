@@ -195,6 +195,7 @@ async def cheating(school: School, number: int) -> None:
     folder = school.demo.data / "cheat"
     by_heart = asyncio.create_task(asyncio.to_thread(memorised, model))
     async with cheat(b"\x07" * 32, school.producer.url, folder, bytes.fromhex(school.model)) as he:
+        school.names[he.key] = "a cheat"
         lie = replace(model, weights=nudged(model.weights))
         lie_hash = await he.publish("lie", lie)
         stolen = bytes.fromhex(newest.weights_root)

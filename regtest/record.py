@@ -174,7 +174,8 @@ Run = list[tuple[float, Msat]]
 def gains(record: Record, party: str) -> list[Run]:
     """What a party has more, or less, than it was given: the pieces of time in which that is known.
 
-    A gift counts from the first balance that holds it. Each piece ends where its last balance does.
+    A gift counts from the first balance that grew by most of it: some may be spent already.
+    Each piece ends where its last balance does.
     """
     due = [gift for gift in record.gifts if gift.party == party]
     runs: list[Run] = []
@@ -186,7 +187,7 @@ def gains(record: Record, party: str) -> list[Run]:
                 run.append((balance.at, run[-1][1]))
             run = None
             continue
-        while due and due[0].at <= balance.at and balance.msat - last >= due[0].msat:
+        while due and due[0].at <= balance.at and 2 * (balance.msat - last) >= due[0].msat:
             given += due.pop(0).msat
             last = balance.msat
         last = balance.msat

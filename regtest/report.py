@@ -135,7 +135,7 @@ def _steps(record: Record) -> Element:
                 number(each.number),
                 said(each.text),
                 _second(each.at),
-                lasting(end - each.at),
+                _second(end - each.at),
                 _span(each.at, end, record.seconds),
             ),
         )

@@ -199,6 +199,8 @@ class School:
         self.pupil = Party("pupil", demo.data / "pupil")
         self.stranger = Party("stranger", demo.data / "stranger")
         self.model = ""
+        self.names: dict[str, str] = {}
+        """By key: of those who are no party of their own."""
         self.bytes_scored = 1
         self.learned = Learned()
 
@@ -250,7 +252,7 @@ async def name_of(school: School, key: str) -> str:
         file = party.directory / "regtest" / "sidechain" / "key"
         if file.exists() and x_only(file.read_bytes()).hex() == key:
             return party.name
-    return key[:16]
+    return school.names.get(key, key[:16])
 
 
 def library_path(school: School, infohash: str) -> Path:
