@@ -150,7 +150,7 @@ async def learn(school: School, number: int) -> Learned:
     await agree(school, number + 5)
     await desert(school, number + 6)
     await reopen(school)
-    await remember_scores(school, "oda-learnt", "nats/byte")
+    await remember_scores(school, school.model, "the text", "nats/byte", school.bytes_scored)
     return school.learned
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from regtest.learning import open_shards
-from regtest.school import School, answers, library_path, note, until
+from regtest.school import School, answers, library_path, note, remember_scores, until
 from sidechain import api
 
 KEPT: Final = 6
@@ -39,6 +39,7 @@ async def read_digits(school: School) -> None:
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         await asyncio.to_thread(school.pupil.daemon.stop)
+    await remember_scores(school, model, "handwritten digits", "nats in all", 1)
     learned = school.learned
     learned.digits_accuracy_before, learned.digits_accuracy_after = [
         await asyncio.to_thread(right, library_path(school, version.infohash), unseen)

@@ -148,6 +148,10 @@ class Recorder:
             self._last[party] = amount
             self._balances.append(Balance(self.now(), party, amount))
 
+    def holding(self, party: str) -> Msat | None:
+        """At the last look."""
+        return self._last.get(party)
+
     # What is left --------------------------------------------------------------------------------
 
     def record(self, result: Mapping[str, Any], failure: str | None = None) -> Record:

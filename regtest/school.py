@@ -228,11 +228,11 @@ class School:
         return await self.node(f"/models/{self.model}", api.Model)
 
 
-async def remember_scores(school: School, name: str, unit: str) -> None:
-    """For the report: every version of the model, and who made it."""
-    for past in (await school.state()).versions:
+async def remember_scores(school: School, model: str, name: str, unit: str, units: int) -> None:
+    """For the report: every version of a model, who made it, and its score per unit."""
+    for past in (await school.node(f"/models/{model}", api.Model)).versions:
         version = past.version
-        shown = round(school.per_byte(version.score), 6)
+        shown = round(version.score / MICRO / units, 6)
         who = await name_of(school, version.trainer)
         score = (name, version.height, version.score, shown, unit, who, version.trainer)
         recorder.score(Score(*score, past.state))
@@ -248,7 +248,7 @@ async def answers(party: Party) -> bool:
 
 
 async def name_of(school: School, key: str) -> str:
-    for party in (*school.trainers, school.producer):
+    for party in (*school.trainers, school.pupil, school.producer):
         file = party.directory / "regtest" / "sidechain" / "key"
         if file.exists() and x_only(file.read_bytes()).hex() == key:
             return party.name

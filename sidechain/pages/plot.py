@@ -173,7 +173,8 @@ def _steps(points: Sequence[Point], frame: _Frame) -> list[Element]:
     """Level from one confirmed version to the next, and down there."""
     steps = [each for each in points if each.state != "withdrawn"]
     drawn = []
-    for here, following in zip(steps, [*steps[1:], None], strict=True):
+    for index, here in enumerate(steps):
+        following = steps[index + 1] if index + 1 < len(steps) else None
         kind = f"step {here.state}"
         ends = frame.across.high if following is None else following.height
         y, x = frame.y(here.score), frame.x(ends)

@@ -11,9 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from regtest.record import LEFT, Record, gains, parties
+
 ROOT = Path(__file__).parents[2]
+ROLES = ("trainer", "producer")
 ODA = Path(sys.executable).parent / "oda"
 
 
@@ -70,6 +74,7 @@ def test_the_demo_and_the_readme(environ: dict[str, str], tmp_path: Path) -> Non
     assert "As far as it went it is what" in output
     assert "oda-pydoc came to it over BitTorrent" in output
     learned(result, output)
+    reported(result, output, tmp_path / "demo")
 
     by_hand(environ, tmp_path, output)
 
@@ -90,6 +95,35 @@ def learned(result: dict[str, Any], output: str) -> None:
     assert result["producer_msat"] == -(-spent // 100)
     assert result["shares_conserved"] is True
     assert 95_000 < result["forced_close_sat"] < 100_000
+
+
+def reported(result: dict[str, Any], output: str, directory: Path) -> None:
+    """The run as a page and as data, which say what the run did."""
+    page = directory / "report.html"
+    assert str(page) in output and page.as_uri() in output
+    html = page.read_text()
+    assert "Every msat is accounted for" in html
+    record = msgspec.json.decode((directory / "record.json").read_bytes(), type=Record)
+    assert record.result == result
+    numbers = [step.number for step in record.steps]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 13
+    assert all(step.text in html.replace("&amp;", "&") for step in record.steps)
+    assert {"user", "provider", "producer", "trainer", "rival"} <= set(parties(record))
+    assert "killed" in html and len(gains(record, "provider")) >= 3  # killed twice: two gaps
+    assert len(record.caught) == result["cheats_caught"]
+    assert all(each.reason in html for each in record.caught)
+    assert sum(each.output_tokens for each in record.answers[:3]) == result["tokens"]
+    assert record.answers[1].interrupted and record.answers[2].ended == LEFT
+    assert record.answers[-1].ended == "answer-wrong-model"
+    paid = {role: [s.msat for s in record.shares if s.role == role] for role in ROLES}
+    for role in ROLES:
+        assert sum(paid[role]) == result[f"{role}_msat"]
+    scores = [each for each in record.scores if each.unit == "nats/byte"]
+    assert scores[0].score == result["score_before"]
+    best = min(each.score for each in scores if each.state == "confirmed")
+    assert best == result["score_after"]
+    assert {each.who for each in scores if each.state == "withdrawn"} >= {"a cheat"}
+    assert record.accounts and all(line.what in html for line in record.accounts[0].lines)
 
 
 def by_hand(environ: dict[str, str], tmp_path: Path, output: str) -> None:

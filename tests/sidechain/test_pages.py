@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidechain.pages import models, values
 from sidechain.pages.markup import HEADERS, Row, el, render, said, table
-from sidechain.pages.plot import Point, plot, ticks
+from sidechain.pages.plot import Axis, Mark, Point, Rule, Series, integers, lines, plot, ticks
 from sidechain.pages.transactions import source
 from tests.sidechain import api_nodes
 
@@ -144,6 +144,32 @@ def test_a_plot_steps_down_where_a_version_counts() -> None:
     # Down to the provisional one, and on to the tip.
     assert made.count('class="step provisional"') == 2
     assert 'x1="0.000%" x2="50.000%"' in made and 'x1="50.000%" x2="100.000%"' in made
+
+
+def test_a_line_breaks_off_where_nothing_is_known() -> None:
+    runs = [[(0.0, 0.0), (5.0, 10.0)], [(8.0, 10.0), (10.0, 5.0)]]
+    axes = Axis(0.0, 10.0, says=integers), Axis(0.0, 10.0)
+    label = "tokens"
+    rules, marks = [Rule(5.0, "2", "step 2")], [Mark(10.0, 5.0, "mark", "the end")]
+    for is_stepped, path in (
+        (False, "M0.0 230.0L500.0 14.0M800.0 14.0L1000.0 122.0"),
+        (True, "M0.0 230.0H500.0V14.0M800.0 14.0H1000.0V122.0"),
+    ):
+        series = [Series("all", "red", runs, stepped=is_stepped)]
+        made = render(lines(series, *axes, label, rules=rules, marks=marks)).decode()
+        assert f'd="{path}"' in made
+    assert 'cx="100.000%" cy="122.0"' in made
+    assert 'x1="50.000%" x2="50.000%"' in made and "<title>step 2</title>" in made
+    assert 'aria-label="tokens"' in made
+
+
+@given(st.floats(1e-3, 1e6), st.floats(1.01, 1e9))
+def test_an_axis_of_powers(low: float, times: float) -> None:
+    axis = Axis(low, low * times, log=True)
+    assert axis.part(axis.low) == 0 and axis.part(axis.high) == pytest.approx(1)
+    assert all(0 <= axis.part(each) <= 1.000001 for each in axis.ticks())
+    if times >= 10:
+        assert axis.ticks()
 
 
 async def test_pages_let_in_nothing_from_elsewhere(tmp_path: Path) -> None:
