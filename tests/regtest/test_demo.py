@@ -120,8 +120,7 @@ def reported(result: dict[str, Any], output: str, directory: Path) -> None:
         assert sum(paid[role]) == result[f"{role}_msat"]
     scores = [each for each in record.scores if each.unit == "nats/byte"]
     assert scores[0].score == result["score_before"]
-    best = min(each.score for each in scores if each.state == "confirmed")
-    assert best == result["score_after"]
+    assert result["score_after"] in [each.score for each in scores if each.state == "confirmed"]
     assert {each.who for each in scores if each.state == "withdrawn"} >= {"a cheat"}
     assert record.accounts and all(line.what in html for line in record.accounts[0].lines)
 
