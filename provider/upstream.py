@@ -41,16 +41,22 @@ SENT_ON: Final = frozenset(
 )
 
 
+class _Meta(msgspec.Struct, frozen=True):
+    n_ctx: int | None = None
+
+
 class ListedModel(msgspec.Struct):
-    """An entry of GET /models. max_model_len: what vLLM calls its context."""
+    """An entry of GET /models, and where vLLM, others and llama.cpp say the context's length."""
 
     id: str
     max_model_len: int | None = None
     context_length: int | None = None
+    meta: _Meta | None = None
 
     @property
     def context(self) -> int | None:
-        told = self.max_model_len or self.context_length
+        of_llama_cpp = None if self.meta is None else self.meta.n_ctx
+        told = self.max_model_len or self.context_length or of_llama_cpp
         return told if told is not None and told > 0 else None
 
 

@@ -76,7 +76,8 @@ class UpstreamAnswer:
             return None
         chunk = _decode(event.data)
         if chunk.error:
-            raise RemoteProtocolError("upstream-failed", f"The engine failed: {_said(chunk.error)}")
+            said = _said(chunk.error)
+            raise RemoteProtocolError("upstream-failed", f"The engine failed: {said}")
         if chunk.usage is not None:
             self.usage = chunk.usage
         choice = chunk.choices[0] if chunk.choices else None
@@ -130,7 +131,7 @@ def error_message(body: bytes) -> str:
     try:
         document = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "it says nothing about it"
+        return _said(None)
     return _said(document.get("error") or document.get("message") or document.get("detail"))
 
 
@@ -149,9 +150,10 @@ def _no_chunk() -> RemoteProtocolError:
 
 def _said(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else error
-    if not isinstance(message, str) or not message:
-        return "it says nothing about it"
-    return "".join(c for c in message if c.isprintable())[:300]
+    if not isinstance(message, str) or not message.strip():
+        message = "it says nothing about it"
+    said = "".join(c for c in message if c.isprintable())[:300].rstrip()
+    return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
 def _bytes(delta: Mapping[str, Any]) -> int:
