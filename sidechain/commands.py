@@ -13,6 +13,14 @@ from channels.settings import Settings, load_settings
 from channels.terminal import EXIT_CODES, ExitCode, print_json, progress, run, stderr, stop_signals
 from sidechain import model_commands, payee_commands, train_commands
 from sidechain import settings as sidechain_settings
+from sidechain.node_options import (
+    ConnectOption,
+    EmptyAfterOption,
+    EventsFlag,
+    PayToOption,
+    PortOption,
+    ProcessesOption,
+)
 from sidechain.settings import SidechainSettings
 
 if TYPE_CHECKING:
@@ -45,26 +53,16 @@ def node(
     light: Annotated[
         bool, typer.Option("--light", help="Headers and proofs alone: no blocks, no scoring.")
     ] = False,
-    connect: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="A node to stay connected to; repeatable."),
-    ] = None,
+    connect: ConnectOption = None,
     host: Annotated[str | None, typer.Option(help="Where to listen.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one.")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="How many mine.")] = None,
-    empty_after: Annotated[
-        float | None, typer.Option(help="Seconds to an empty block; negative: none.")
-    ] = None,
+    port: PortOption = None,
+    processes: ProcessesOption = None,
+    empty_after: EmptyAfterOption = None,
     verify_all: Annotated[
         bool | None, typer.Option("--verify-all", help="Score what lies deep as well.")
     ] = None,
-    pay_to: Annotated[
-        str | None,
-        typer.Option(metavar="NODE", help="Answer payers with invoices of this Lightning node."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print each event as one JSON document per line.")
-    ] = False,
+    pay_to: PayToOption = None,
+    as_json: EventsFlag = False,
 ) -> None:
     """Run a node of the sidechain until Ctrl-C.
 

@@ -38,37 +38,53 @@ DivideOption = Annotated[
 ]
 
 
+ArchitectureOption = Annotated[
+    str | None, typer.Option(help="byte-transformer, mlp or cnn. [default: by the data]")
+]
+TransformerSize = Annotated[int, typer.Option(help="Of a byte-transformer.")]
+HeadsOption = Annotated[int, typer.Option(help="Of a byte-transformer: width/4, /16 or /64.")]
+ContextOption = Annotated[int, typer.Option(help="Bytes that a byte-transformer sees at once.")]
+HiddenOption = Annotated[str, typer.Option(help="Sizes of an mlp's hidden layers.")]
+ImageOption = Annotated[
+    str | None, typer.Option(help="Of a cnn: HEIGHTxWIDTH or HEIGHTxWIDTHxCHANNELS.")
+]
+FiltersOption = Annotated[str, typer.Option(help="Channels of a cnn's convolutions.")]
+KernelOption = Annotated[int, typer.Option(help="Side of a cnn's windows: 1, 3, 5 or 7.")]
+ObjectiveOption = Annotated[
+    str, typer.Option(help="cross-entropy, accuracy or mean-squared-error.")
+]
+ComplexityOption = Annotated[
+    int, typer.Option(help="What each unit of the weights' squared norm costs a sample.")
+]
+ShardsOption = Annotated[int, typer.Option(min=0, max=64, help="Sealed shards.")]
+ShardSamplesOption = Annotated[int | None, typer.Option(min=32, help="Of each shard.")]
+PublicSamplesOption = Annotated[int | None, typer.Option(min=1, help="That are scored.")]
+KeysOption = Annotated[
+    Path | None, typer.Option(help="Where the shards' keys go. [default: DIR.keys]")
+]
+
+
 def new(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="What is made; must be new.")],
     text: TextOption = None,
     labelled: LabelledOption = None,
     target: TargetOption = None,
     divide_by: DivideOption = 1.0,
-    architecture: Annotated[
-        str | None, typer.Option(help="byte-transformer, mlp or cnn. [default: by the data]")
-    ] = None,
-    width: Annotated[int, typer.Option(help="Of a byte-transformer.")] = 64,
-    blocks: Annotated[int, typer.Option(help="Of a byte-transformer.")] = 2,
-    heads: Annotated[int, typer.Option(help="Of a byte-transformer: width/4, /16 or /64.")] = 4,
-    context: Annotated[int, typer.Option(help="Bytes that a byte-transformer sees at once.")] = 64,
-    hidden: Annotated[str, typer.Option(help="Sizes of an mlp's hidden layers.")] = "64",
-    image: Annotated[
-        str | None, typer.Option(help="Of a cnn: HEIGHTxWIDTH or HEIGHTxWIDTHxCHANNELS.")
-    ] = None,
-    filters: Annotated[str, typer.Option(help="Channels of a cnn's convolutions.")] = "16,32",
-    kernel: Annotated[int, typer.Option(help="Side of a cnn's windows: 1, 3, 5 or 7.")] = 3,
-    objective: Annotated[
-        str, typer.Option(help="cross-entropy, accuracy or mean-squared-error.")
-    ] = "cross-entropy",
-    complexity: Annotated[
-        int, typer.Option(help="What each unit of the weights' squared norm costs a sample.")
-    ] = 0,
-    shards: Annotated[int, typer.Option(min=0, max=64, help="Sealed shards.")] = SHARDS,
-    shard_samples: Annotated[int | None, typer.Option(min=32, help="Of each shard.")] = None,
-    public_samples: Annotated[int | None, typer.Option(min=1, help="That are scored.")] = None,
-    keys: Annotated[
-        Path | None, typer.Option(help="Where the shards' keys go. [default: DIR.keys]")
-    ] = None,
+    architecture: ArchitectureOption = None,
+    width: TransformerSize = 64,
+    blocks: TransformerSize = 2,
+    heads: HeadsOption = 4,
+    context: ContextOption = 64,
+    hidden: HiddenOption = "64",
+    image: ImageOption = None,
+    filters: FiltersOption = "16,32",
+    kernel: KernelOption = 3,
+    objective: ObjectiveOption = "cross-entropy",
+    complexity: ComplexityOption = 0,
+    shards: ShardsOption = SHARDS,
+    shard_samples: ShardSamplesOption = None,
+    public_samples: PublicSamplesOption = None,
+    keys: KeysOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a model: data shared out at random, some of it sealed, and untrained weights.
@@ -80,26 +96,27 @@ def new(
 
     if (text is None) == (labelled is None):
         raise UserError("bad-option", "Name the data: --text FILE or --labelled FILE.")
-    keys = keys or directory.with_name(f"{directory.name}.keys")
-    if keys.resolve().is_relative_to(directory.resolve()):
-        raise UserError("bad-keys-file", f"{keys} lies in {directory}, which everybody gets.")
+    keys = _outside(keys or directory.with_name(f"{directory.name}.keys"), directory)
     goal = _objective(objective, complexity)
     part = _part(text, labelled, Table(divide_by, objective == "mean-squared-error", target))
-    shape: dict[str, dict[str, Any]] = {
+    shapes: dict[str, dict[str, Any]] = {
         "byte-transformer": {"width": width, "blocks": blocks, "heads": heads, "context": context},
         "mlp": {"hidden": _sizes(hidden)},
         "cnn": {**_image(image), "filters": _sizes(filters), "kernel": kernel},
     }
     kind = architecture or ("mlp" if text is None else "byte-transformer")
-    if kind not in shape:
-        raise UserError(
-            "bad-architecture", f"No {kind!r} is known; take one of {', '.join(shape)}."
-        )
-    chosen = _architecture(kind, shape[kind], part)
+    chosen = _architecture(kind, shapes, part)
     params = network(load_settings().network)
     asked = (public_samples, shard_samples)
     model, found = _create(directory, keys, chosen, goal, part, params, shards, asked)
     _tell(directory, keys if shards else None, model, found, params, as_json)
+
+
+def _outside(keys: Path, directory: Path) -> Path:
+    """Where keys may be; raises UserError("bad-keys-file")."""
+    if keys.resolve().is_relative_to(directory.resolve()):
+        raise UserError("bad-keys-file", f"{keys} lies in {directory}, which everybody gets.")
+    return keys
 
 
 def _objective(name: str, complexity: int) -> Objective:
@@ -140,11 +157,16 @@ def _image(text: str | None) -> dict[str, int]:
     return dict(zip(("height", "width", "channels"), map(int, sizes), strict=False))
 
 
-def _architecture(kind: str, shape: dict[str, Any], part: Part) -> Architecture:
+def _architecture(kind: str, shapes: dict[str, dict[str, Any]], part: Part) -> Architecture:
     """As its data needs it: rows say how many inputs there are, labels how many classes."""
     from sidechain.model import registry
     from sidechain.model.parts import Labelled, Regression
 
+    if kind not in shapes:
+        raise UserError(
+            "bad-architecture", f"No {kind!r} is known; take one of {', '.join(shapes)}."
+        )
+    shape = shapes[kind]
     if isinstance(part, Labelled):
         shape["outputs"] = int(part.labels.max()) + 1
     elif isinstance(part, Regression):

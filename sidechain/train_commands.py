@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -18,6 +19,14 @@ from sidechain import settings as sidechain_settings
 from sidechain.model.table import Table
 from sidechain.model_commands import hex32
 from sidechain.new_model import DivideOption, TargetOption
+from sidechain.node_options import (
+    ConnectOption,
+    EmptyAfterOption,
+    EventsFlag,
+    PayToOption,
+    PortOption,
+    ProcessesOption,
+)
 from sidechain.settings import Key, SidechainSettings
 
 if TYPE_CHECKING:
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from sidechain.node import ChainNode
     from sidechain.service import Running
     from sidechain.shard_keys import ShardKeys
+    from sidechain.trainer import Trainer
 
 EXIT_CODES.update({"trainer-is-opener": ExitCode.USAGE, "bad-data": ExitCode.USAGE})
 
@@ -35,48 +45,63 @@ BEHIND: Final = 2
 Told = Callable[[str, dict[str, Any]], None]
 
 
+SecondsOption = Annotated[
+    float, typer.Option(min=0.05, help="Of training before each look at the hold-out.")
+]
+PatienceOption = Annotated[
+    int, typer.Option(min=1, help="Looks without progress that end an attempt.")
+]
+RateOption = Annotated[
+    float | None, typer.Option(min=1e-9, help="Adam's learning rate. [default: by the model]")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="torch's name. [default: a GPU if there is one]")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(exists=True, help="More to learn from: a text, .csv or .npz of your own."),
+]
+OpenOption = Annotated[
+    Path | None,
+    typer.Option("--open", metavar="KEYS", help="Open a shard for each version that waits."),
+]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """model: its identity. shard_keys: the file of who opens shards as well."""
+
+    shared: Settings
+    found: SidechainSettings
+    model: bytes
+    mine: bool
+    shard_keys: Path | None
+    pay_to: str | None
+    as_json: bool
+
+    @property
+    def folder(self) -> Path:
+        return sidechain_settings.directory(self.shared) / "training" / self.model.hex()
+
+
 def train(
     model: Annotated[str, typer.Argument(help="The model's identity, 64 hex digits.")],
-    connect: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST:PORT", help="A node to stay connected to; repeatable."),
-    ] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one.")] = None,
+    connect: ConnectOption = None,
+    port: PortOption = None,
     mine: Annotated[bool, typer.Option("--mine", help="Mine as well.")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="How many mine.")] = None,
-    empty_after: Annotated[
-        float | None, typer.Option(help="Seconds to an empty block; negative: none.")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(min=0.05, help="Of training before each look at the hold-out.")
-    ] = 20.0,
-    patience: Annotated[
-        int, typer.Option(min=1, help="Looks without progress that end an attempt.")
-    ] = 4,
-    rate: Annotated[
-        float | None, typer.Option(min=1e-9, help="Adam's learning rate. [default: by the model]")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="torch's name. [default: a GPU if there is one]")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(exists=True, help="More to learn from: a text, .csv or .npz of your own."),
-    ] = None,
+    processes: ProcessesOption = None,
+    empty_after: EmptyAfterOption = None,
+    seconds: SecondsOption = 20.0,
+    patience: PatienceOption = 4,
+    rate: RateOption = None,
+    device: DeviceOption = None,
+    data: DataOption = None,
     target: TargetOption = None,
     divide_by: DivideOption = 1.0,
-    shard_keys: Annotated[
-        Path | None,
-        typer.Option("--open", metavar="KEYS", help="Open a shard for each version that waits."),
-    ] = None,
+    shard_keys: OpenOption = None,
     once: Annotated[bool, typer.Option("--once", help="End with the first success.")] = False,
-    pay_to: Annotated[
-        str | None,
-        typer.Option(metavar="NODE", help="Answer payers with invoices of this Lightning node."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print each event as one JSON document per line.")
-    ] = False,
+    pay_to: PayToOption = None,
+    as_json: EventsFlag = False,
 ) -> None:
     """Improve a model until Ctrl-C: train, commit, reveal, and go on from the best there is.
 
@@ -86,8 +111,7 @@ def train(
     from sidechain.commands import require_torch
 
     require_torch()
-    from sidechain.model import together, world
-    from sidechain.shard_keys import ShardKeys
+    from sidechain.attempts import Wishes
 
     identity = bytes.fromhex(hex32(model))
     flags: dict[str, object] = {
@@ -98,19 +122,25 @@ def train(
     }
     shared = load_settings()
     found = sidechain_settings.load(shared, flags)
+    job = _Job(shared, found, identity, mine, shard_keys, pay_to, as_json)
     table = Table(divide_by, target=target)
+    wishes = Wishes(job.folder, seconds, patience, rate, data=data, table=table, once=once)
+    _take_part(job, wishes, device)
+
+
+def _take_part(job: _Job, wishes: Wishes, device: str | None) -> None:
+    """In each process that torchrun started, or in the only one: the first is the node, and the
+    others train as it says."""
+    from sidechain.model import together, world
+    from sidechain.shard_keys import ShardKeys
+
     with world.join() as joined:
         chosen = together.best_device(joined, device)
         if not joined.leads:
             _follow(joined, chosen)
             return
-        from sidechain.attempts import Wishes
-
-        folder = sidechain_settings.directory(shared) / "training" / identity.hex()
-        wishes = Wishes(folder, seconds, patience, rate, chosen, data, table, once)
-        keys = None if shard_keys is None else ShardKeys.read(shard_keys)
-        work = _train(shared, found, identity, wishes, joined, keys, mine, pay_to, as_json)
-        run(work)
+        keys = None if job.shard_keys is None else ShardKeys.read(job.shard_keys)
+        run(_train(job, replace(wishes, device=chosen), joined, keys))
 
 
 def _follow(world: World, device: str) -> None:
@@ -122,17 +152,7 @@ def _follow(world: World, device: str) -> None:
     together.follow(world, device)
 
 
-async def _train(
-    shared: Settings,
-    found: SidechainSettings,
-    model: bytes,
-    wishes: Wishes,
-    world: World,
-    keys: ShardKeys | None,
-    mine: bool,
-    pay_to: str | None,
-    as_json: bool,
-) -> None:
+async def _train(job: _Job, wishes: Wishes, world: World, keys: ShardKeys | None) -> None:
     import logging
 
     from sidechain import service
@@ -142,40 +162,41 @@ async def _train(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     async with contextlib.AsyncExitStack() as stack:
-        routes = await stack.enter_async_context(payee_commands.payout(shared, pay_to))
-        opened = service.full_node(shared, found, mine=mine, routes=routes)
+        routes = await stack.enter_async_context(payee_commands.payout(job.shared, job.pay_to))
+        opened = service.full_node(job.shared, job.found, mine=job.mine, routes=routes)
         running = await stack.enter_async_context(opened)
         node, scorer, swarm = running.node, running.around.scorer, running.swarm
         assert isinstance(node, ChainNode) and scorer is not None and swarm is not None
-        told = stack.enter_context(_telling(wishes, as_json))
+        told = stack.enter_context(_telling(wishes, job.as_json))
         trainer = Trainer(
             node,
             swarm,
             scorer.directory,
-            secret=Key.load(shared).secret,
-            model=model,
+            secret=Key.load(job.shared).secret,
+            model=job.model,
             wishes=wishes,
-            synced=lambda: _is_synced(node, running, bool(found.connect)),
+            synced=lambda: _is_synced(node, running, bool(job.found.connect)),
             offer_again=running.around.peers.offer_again,
             told=told,
             world=world,
         )
-        told(
-            "started",
-            {
-                "url": running.url,
-                "swarm": running.around.swarm,
-                "network": node.params.name,
-                "key": trainer.key.hex(),
-                "model": model.hex(),
-                "device": wishes.device,
-                "processes": world.size,
-            },
-        )
+        told("started", _who(running, trainer, wishes.device, world))
         works = [trainer.run(), running.wait(), _stopped(stop_signals())]
         if keys is not None:
-            works.append(Opener(node, model, keys, told).run())
+            works.append(Opener(node, job.model, keys, told).run())
         await _until_first(*works)
+
+
+def _who(running: Running, trainer: Trainer, device: str, world: World) -> dict[str, Any]:
+    return {
+        "url": running.url,
+        "swarm": running.around.swarm,
+        "network": running.node.params.name,
+        "key": trainer.key.hex(),
+        "model": trainer.model.hex(),
+        "device": device,
+        "processes": world.size,
+    }
 
 
 def _is_synced(node: ChainNode, running: Running, connected: bool) -> bool:
