@@ -174,6 +174,7 @@ class Recorder:
 
 def save(record: Record, directory: Path) -> Path:
     """Write record.json and report.html; -> the latter."""
+    directory.mkdir(parents=True, exist_ok=True)
     data = msgspec.json.format(msgspec.json.encode(record), indent=1)
     (directory / "record.json").write_bytes(data)
     file = directory / "report.html"

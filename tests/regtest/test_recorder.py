@@ -17,9 +17,10 @@ from channels.lightning import LightningUnreachable
 from channels.lightning_answers import Close, Funds, FundsOutput
 from channels.units import Msat, Sat
 from client import sdk
-from regtest import recorder
+from regtest import demo, recorder
 from regtest.record import Record
 from regtest.recorder import Recorder, save
+from regtest.school import Demo
 from tests.provider.clock import Clock
 
 
@@ -187,3 +188,22 @@ async def test_a_record_beside_its_page(tmp_path: Path) -> None:
     assert read == made.record({"conserved": True})
     assert [(each.at, each.text) for each in read.steps] == [(2.0, "Begin")]
     assert page.parent == tmp_path and b"root-known" in page.read_bytes()
+
+
+def test_a_run_that_fails_leaves_its_report_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Recorder()
+
+    async def tell(_: Demo) -> dict[str, object]:
+        made.step(1, "A network")
+        raise OdaError("bitcoind-failed", "It did not start.")
+
+    monkeypatch.setattr(demo, "recorder", made)
+    monkeypatch.setattr(demo, "tell", tell)
+    monkeypatch.setattr("sys.argv", ["demo"])
+    monkeypatch.setenv("ODA_DATA", str(tmp_path))
+    assert demo.main() != 0
+    read = msgspec.json.decode((tmp_path / "demo" / "record.json").read_bytes(), type=Record)
+    assert read.failure == "It did not start. (bitcoind-failed)"
+    assert b"The run ended early" in (tmp_path / "demo" / "report.html").read_bytes()
