@@ -347,19 +347,19 @@ class Answer:
 
     def _count(self, event_id: str, has_text: bool, usage: _Usage | None) -> None:
         """What was charged up to this event: its id says so, else one token per piece of text
-        until the usage at the end. Raises RemoteProtocolError where that can't be."""
+        until the usage at the end, which may also be less. Raises RemoteProtocolError where that
+        can't be."""
         counted = _position(event_id)
         if usage is not None:
-            counted = (usage.prompt_tokens, usage.completion_tokens)
+            # The question costs nothing where nothing was answered.
+            asked = usage.prompt_tokens if usage.completion_tokens else 0
+            counted = (asked, usage.completion_tokens)
         input_tokens, output_tokens = counted or (self._input, self._output + has_text)
         question = self.question
         most = self._text_bytes + question.stop_bytes
         if question.max_tokens is not None:
             most = min(most, question.max_tokens)
-        if (
-            not self._output <= output_tokens <= most
-            or not self._input <= input_tokens <= question.max_input
-        ):
+        if not 0 <= output_tokens <= most or not 0 <= input_tokens <= question.max_input:
             raise RemoteProtocolError(
                 "overcharged",
                 f"The provider counts {input_tokens} and {output_tokens} tokens, which is more "

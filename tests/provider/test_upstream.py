@@ -341,7 +341,7 @@ async def test_who_hangs_up_stops_the_engine(world: World, fake: FakeUpstream) -
 async def test_an_answer_that_broke_off_stays_so(
     world: World, fake: FakeUpstream, tmp_path: Path
 ) -> None:
-    fake.script = [OPENING, *letters(5), "hang up"]
+    fake.script = [OPENING, *letters(5), "end"]
     body = chat(stream=True, max_tokens=100)
     headers = await charged(world, body)
     found = await all_events(await world.client.post(CHAT, json=body, headers=headers))
@@ -357,7 +357,7 @@ async def test_an_answer_that_broke_off_stays_so(
     assert spent(world) == INPUT + 5 * 250
     assert len(fake.answered) == 1
     # A whole answer has nothing that could be half.
-    fake.script = [OPENING, *letters(5), "hang up"]
+    fake.script = [OPENING, *letters(5), "end"]
     whole = chat(max_tokens=5)
     headers = await charged(world, whole)
     failed = await world.client.post(CHAT, json=whole, headers=headers)
@@ -437,10 +437,10 @@ async def test_a_server_that_refuses(
         b'data: {"error": {"message": "out of memory", "code": 500}}\n\n',
         b"data: " + b"x" * 3_000_000,
         b"\xff\xfe\x00",
-        "hang up",
+        "end",
         "pause",
     ],
-    ids=["cut", "list", "number", "deep", "error", "giant", "binary", "hang up", "stall"],
+    ids=["cut", "list", "number", "deep", "error", "giant", "binary", "end", "stall"],
 )
 async def test_a_stream_that_is_none_costs_what_came(
     tmp_path: Path, fake: FakeUpstream, part: bytes | str
@@ -456,6 +456,15 @@ async def test_a_stream_that_is_none_costs_what_came(
         headers = await charged(world, whole)
         assert (await world.client.post(CHAT, json=whole, headers=headers)).status >= 500
         assert spent(world) == INPUT + 3 * 250
+
+
+async def test_a_connection_that_is_cut(world: World, fake: FakeUpstream) -> None:
+    """What of it was on its way may be lost, and is not charged."""
+    fake.script = [OPENING, *letters(20), "hang up"]
+    found, buyer = await bought(world, max_tokens=100)
+    assert error_of(found)["code"] == "engine_unavailable"
+    came = len(texts(found[:-1]))
+    assert spent(world) == buyer.session.served == (INPUT + came * 250 if came else 0)
 
 
 async def test_a_server_that_never_ends_is_left(world: World, fake: FakeUpstream) -> None:

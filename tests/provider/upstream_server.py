@@ -111,6 +111,8 @@ class FakeUpstream:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for part in self._parts(request, document):
+            if part == "end":
+                break
             if part == "hang up":
                 assert request.transport is not None
                 request.transport.close()

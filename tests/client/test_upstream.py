@@ -1,0 +1,91 @@
+"""Our client buys from a provider with an upstream: the client's count is the provider's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from channels.errors import OdaError
+from client.answer import Chunk, Done, Event
+from client.sdk import Client
+from provider.upstream import UpstreamEngine
+from tests.client.fakes import Shop, UserNode
+from tests.client.test_sdk import client_of, done, text_of
+from tests.provider import upstream_server
+from tests.provider.fakes import MODEL
+from tests.provider.upstream_server import DONE, OPENING, FakeUpstream, chunk, letters, usage_chunk
+
+
+@pytest.fixture
+def fake() -> FakeUpstream:
+    return FakeUpstream()
+
+
+@pytest.fixture
+async def shop(tmp_path: Path, fake: FakeUpstream) -> AsyncIterator[Shop]:
+    async with upstream_server.upstream_of(fake) as upstream:
+        made = Shop(tmp_path / "shop")
+        made.serving = UpstreamEngine(upstream, MODEL, 16_384)
+        await made.start()
+        yield made
+        await made.stop()
+
+
+@pytest.fixture
+async def client(shop: Shop, tmp_path: Path) -> AsyncIterator[Client]:
+    async with client_of(shop, UserNode(shop.node), tmp_path) as made:
+        yield made
+
+
+async def bought(client: Client, tokens: int = 200, prompt: str = "abc") -> list[Event]:
+    return [event async for event in client.chat(prompt, max_tokens=tokens)]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "size", "tokens"),
+    [(60, 1, 60), (60, 1, 7), (4, 60, 170), (60, 1, 0)],
+    ids=["a token each", "torn", "many in one", "nothing"],
+)
+async def test_both_count_the_same(
+    client: Client, fake: FakeUpstream, pieces: int, size: int, tokens: int
+) -> None:
+    # Not letters over and over: an answer that says nothing is left.
+    words = [chunk(content=f"{i:x}".rjust(size, "-")) for i in range(pieces)]
+    fake.script = [OPENING, *words, chunk("stop"), usage_chunk(tokens), DONE]
+    events = await bought(client)
+    cost = done(events).cost
+    assert cost.output_tokens == tokens
+    assert cost.spent_msat == (7 * 50 + tokens * 250 if tokens else 0)
+    assert cost.max_exposure_msat <= cost.exposure_limit_msat
+    [refund] = await client.close()
+    assert refund.spent_msat == cost.spent_msat
+    assert refund.received_msat == refund.paid_msat - refund.spent_msat
+    assert refund.unaccounted_msat == 0
+
+
+async def test_a_call_of_a_tool(client: Client, fake: FakeUpstream) -> None:
+    call = {"index": 0, "id": "c", "type": "function"}
+    called = call | {"function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
+    fake.script = [OPENING, chunk(tool_calls=[called]), chunk("tool_calls"), usage_chunk(14), DONE]
+    events = await bought(client)
+    (brought,) = [e for e in events if isinstance(e, Chunk) and not e.is_silent]
+    assert '"weather"' in brought.data
+    assert isinstance(events[-1], Done)
+    assert (events[-1].reason, events[-1].cost.output_tokens) == ("tool_calls", 14)
+
+
+async def test_an_interrupted_answer(client: Client, fake: FakeUpstream) -> None:
+    fake.script = [OPENING, *letters(20), "hang up"]
+    events: list[Event] = []
+    with pytest.raises(OdaError) as failed:
+        async for event in client.chat("abc", max_tokens=200):
+            events.append(event)  # noqa: PERF401  # what came before the error counts
+    assert failed.value.reason == "engine-unavailable"
+    cut = text_of(events)
+    fake.script = None
+    assert len(text_of(await bought(client, 30))) == 30
+    [refund] = await client.close()
+    assert refund.spent_msat == (1 + bool(cut)) * 7 * 50 + (len(cut) + 30) * 250
+    assert refund.unaccounted_msat == 0
