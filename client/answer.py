@@ -22,9 +22,10 @@ from channels.http.payer import Effect, SendCredential
 from channels.http.scheme import parse_challenges
 from channels.http.sse import ServerEvent
 from channels.units import Msat
+from client.budget import CAPS
 from client.provider import ProviderRefused, ProviderUnreachable, Stream, spent_msat
 from client.question import Question
-from client.session import BACK_OFF, PATIENCE, PaidSession
+from client.session import BACK_OFF, PaidSession
 from client.store import AnswerRow
 from provider.api import DONE
 
@@ -209,7 +210,7 @@ class Answer:
         Raises OdaError: what was not delivered costs nothing, and the rest is still there.
         """
         self._session.save(self.row)
-        deadline, attempt = time.monotonic() + PATIENCE, 0
+        deadline, attempt = time.monotonic() + self._session.patience, 0
         try:
             while not self._is_done:
                 position = self.row.last_event_id
@@ -229,7 +230,7 @@ class Answer:
                 if self._timed_out:
                     raise self._why_not_paid()
                 if self.row.last_event_id != position:
-                    deadline, attempt = time.monotonic() + PATIENCE, 0
+                    deadline, attempt = time.monotonic() + self._session.patience, 0
                 wait = BACK_OFF[min(attempt, len(BACK_OFF) - 1)]
                 attempt += 1
                 if time.monotonic() + wait > deadline:
@@ -461,14 +462,7 @@ class Answer:
             await self._topup
 
 
-_CAPS: Final = (
-    "request-cap-reached",
-    "session-cap-reached",
-    "hour-cap-reached",
-    "day-cap-reached",
-    "total-cap-reached",
-    "exposure-limit",
-)
+_CAPS: Final = CAPS | {"exposure-limit"}
 
 
 async def _next(events: AsyncIterator[ServerEvent]) -> ServerEvent | None:

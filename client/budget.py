@@ -11,6 +11,17 @@ from typing import Final
 
 from channels.units import Msat, UnixTime
 
+CAPS: Final = frozenset(
+    {
+        "request-cap-reached",
+        "session-cap-reached",
+        "hour-cap-reached",
+        "day-cap-reached",
+        "total-cap-reached",
+    }
+)
+"""The reasons of errors that say so; nothing was paid then that would pass the cap."""
+
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from client.answer import Event
+from client.budget import CAPS
 from client.discovery import Seller
 from client.provider import ProviderUnreachable
 from client.sdk import Client
@@ -22,16 +23,7 @@ Ask = Callable[[Client, Seller], AsyncGenerator[Event, None]]
 OpenChannel = Callable[[Seller], Awaitable[bool]]
 """Open a channel to a seller; False where there is one, or where that can't be done."""
 
-FATAL: Final = frozenset(
-    {
-        "payment-unknown",
-        "request-cap-reached",
-        "session-cap-reached",
-        "hour-cap-reached",
-        "day-cap-reached",
-        "total-cap-reached",
-    }
-)
+FATAL: Final = CAPS | {"payment-unknown"}
 """Another provider would not mend these, or would be paid beside the first."""
 
 

@@ -373,6 +373,7 @@ class Client:
             budget=self._budget,
             routing_fee_percent=self._settings.routing_fee_percent,
             check_tip=self._check_tip,
+            patience=self._settings.patience_seconds,
         )
 
     def _check_tip(self, provenance: Provenance) -> None:

@@ -44,7 +44,7 @@ from client.question import Question
 from client.store import AnswerRow, SessionRow, Store
 
 PATIENCE: Final = 120.0
-"""Seconds that a provider may be away in the middle of something."""
+"""Seconds that the outcome of a payment is asked for."""
 BACK_OFF: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 REFUND_SECONDS: Final = 20.0
 TRACE_SECONDS: Final = 60
@@ -116,7 +116,8 @@ class Refund:
 class PaidSession:
     """budget: the user's caps over all sessions; routing_fee_percent: 0 pays no routing fee.
 
-    check_tip: raises for a provenance that is not as of our own chain's tip.
+    check_tip: raises for a provenance that is not as of our own chain's tip. patience: seconds that
+    the provider may be away in the middle of something.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class PaidSession:
         budget: Budget,
         routing_fee_percent: int,
         check_tip: Callable[[Provenance], None] = lambda provenance: None,
+        patience: float,
     ) -> None:
         self.number = row.number
         self.value = row.value
@@ -140,6 +142,7 @@ class PaidSession:
         self._most_paid = budget.max_request
         self._routing_fee_percent = routing_fee_percent
         self._check_tip = check_tip
+        self.patience = patience
 
     @staticmethod
     def now() -> UnixTime:
@@ -242,7 +245,7 @@ class PaidSession:
             if AskForOffer() not in effects:
                 await self.carry_out(effects)
                 return Msat(sum(e.amount for e in effects if isinstance(e, PayInvoice)))
-            self.offered(await patiently(lambda: self.provider.offers(question)))
+            self.offered(await patiently(lambda: self.provider.offers(question), self.patience))
             effects = self.apply(self.value.top_up(self.now()))
         raise RemoteProtocolError("no-offer", "The provider gives no offer to top up with.")
 
@@ -276,7 +279,7 @@ class PaidSession:
                     self.offered(reply.challenges)
 
     async def _claim(self, credential: Credential) -> Reply:
-        return await patiently(lambda: self.provider.claim(credential))
+        return await patiently(lambda: self.provider.claim(credential), self.patience)
 
     def _maxfee(self, amount: Msat) -> Msat:
         if self.value.caps.direct or not self._routing_fee_percent:
@@ -443,7 +446,7 @@ class PaidSession:
         )
 
 
-async def patiently(call: Callable[[], Awaitable[T]], patience: float = PATIENCE) -> T:
+async def patiently(call: Callable[[], Awaitable[T]], patience: float) -> T:
     """Repeat what may be repeated while the provider is away."""
     deadline = time.monotonic() + patience
     attempt = 0

@@ -27,6 +27,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     channel_sat: the size of a channel that `oda open` opens.
     providers: more URLs to choose from. chain: "host:port" of nodes of the sidechain, on which
     providers announce themselves and which says who is owed for a model.
+    patience_seconds: that a provider may be away in the middle of an answer before it is left.
     stall_seconds: without a token after which an answer is left.
     models: directories of registered models, whose answers are then spot-checked.
     min_trainer_ppm, min_producers_ppm: the least that a provider must pass on to those who made the
@@ -47,6 +48,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     channel_sat: Sat = Sat(100_000)
     providers: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
+    patience_seconds: int = 120
     stall_seconds: int = 30
     models: tuple[Path, ...] = ()
     min_trainer_ppm: int = 0

@@ -10,24 +10,18 @@ from typing import Final
 
 from channels.errors import OdaError, RemoteProtocolError
 from channels.lightning import LightningError, LightningUnreachable
+from client.budget import CAPS
 from client.provider import ProviderRefused, ProviderUnreachable
 from provider.api import ApiError
 
 QUOTA: Final = "insufficient-quota"
-MONEY: Final = frozenset(
-    {
-        "request-cap-reached",
-        "session-cap-reached",
-        "hour-cap-reached",
-        "day-cap-reached",
-        "total-cap-reached",
-        "exposure-limit",
-        "too-expensive",
-        "too-much-exposure",
-        "share-below-floor",
-        "payment-failed",
-    }
-)
+MONEY: Final = CAPS | {
+    "exposure-limit",
+    "too-expensive",
+    "too-much-exposure",
+    "share-below-floor",
+    "payment-failed",
+}
 """Reasons that the user's caps or the user's node give for not paying."""
 OWN_FAULT: Final = {"bad-question": 400, "body-too-large": 413}
 ABOUT_THE_REQUEST: Final = (400, 404, 413, 415, 422)

@@ -12,7 +12,6 @@ import pytest
 
 from channels.errors import OdaError, UserError
 from channels.lightning import PaymentFailed
-from client import session as paid_session
 from client.answer import Event, Text
 from client.discovery import Seller, ordered, survey
 from client.failover import Switched, ask_any
@@ -26,26 +25,6 @@ from tests.client.fakes import LOST, Shop, UserNode
 from tests.provider.fakes import MODEL
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paid_session, "REFUND_SECONDS", 2.0)
-    monkeypatch.setattr(paid_session, "PATIENCE", 1.0)
-
-
-@pytest.fixture
-async def shops(tmp_path: Path) -> AsyncIterator[list[Shop]]:
-    made = []
-    for number in range(2):
-        (tmp_path / f"shop-{number}").mkdir()
-        shop = Shop(tmp_path / f"shop-{number}")
-        shop.node.secret = bytes([0x11 + number]) * 32
-        await shop.start()
-        made.append(shop)
-    yield made
-    for shop in made:
-        await shop.stop()
-
-
 @pytest.fixture
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as made:
@@ -57,6 +36,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
     made = Store(tmp_path / "client.sqlite")
     yield made
     made.close()
+
+
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 class Buyer:

@@ -13,7 +13,6 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from channels.units import Msat, UnixTime
-from client import session as paid_session
 from client.discovery import Seller, Survey, survey
 from client.gateway.app import Gateway
 from client.gateway.figures import Figures, Record
@@ -33,7 +32,7 @@ class Desk:
     def __init__(self, path: Path, shops: list[Shop]) -> None:
         self.serve(shops)
         self.file = path / "client.sqlite"
-        self.settings = ClientSettings(stall_seconds=5)
+        self.settings = ClientSettings(stall_seconds=5, patience_seconds=1)
         self.gateway_settings = GatewaySettings()
         self.token: str | None = None
         self.max_total: Msat | None = None
@@ -99,29 +98,8 @@ class Desk:
         return await create(messages=[{"role": "user", "content": "abc"}], **asked)
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paid_session, "REFUND_SECONDS", 2.0)
-    monkeypatch.setattr(paid_session, "PATIENCE", 1.0)
-    monkeypatch.setattr("client.answer.PATIENCE", 1.0)
-
-
 @pytest.fixture
-async def shops(tmp_path: Path) -> AsyncIterator[list[Shop]]:
-    made = []
-    for number in range(2):
-        (tmp_path / f"shop-{number}").mkdir()
-        shop = Shop(tmp_path / f"shop-{number}")
-        shop.node.secret = bytes([0x11 + number]) * 32
-        await shop.start()
-        made.append(shop)
-    yield made
-    for shop in made:
-        await shop.stop()
-
-
-@pytest.fixture
-async def desk(shops: list[Shop], tmp_path: Path) -> AsyncIterator[Desk]:
+async def desk(shops: list[Shop], tmp_path: Path, hasty: None) -> AsyncIterator[Desk]:
     """One shop; tests change it before they start it."""
     made = Desk(tmp_path, shops[:1])
     yield made

@@ -1,0 +1,206 @@
+"""Programs: OpenAI's client and curl, the gateway, a provider with a torch model, real nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from channels.units import Sat
+from provider.models import first_model
+from regtest.daemon import free_port
+from sidechain.model.architecture import ByteTransformer
+from sidechain.model.trainer import Budget
+from tests.conftest import Chain
+from tests.nodes import LightningNode, balances, check_conserved, nodes_on, until
+from tests.provider.test_processes import Programs, origin, told
+
+MESSAGES = [{"role": "user", "content": "What is a list?"}]
+GIVEN: dict[str, Any] = {"seed": 5, "temperature": 0.9}
+
+pytestmark = pytest.mark.timeout(400)  # a model is trained first, and every program loads torch
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained enough for words: garbage would be left."""
+    return first_model(
+        tmp_path_factory.mktemp("model"),
+        budget=Budget(steps=150),
+        architecture=ByteTransformer(width=16, blocks=1, heads=4, context=16),
+    )
+
+
+class Street:
+    """A provider and a user's gateway as programs, each with a node, and a channel between."""
+
+    def __init__(self, programs: Programs, user: LightningNode, seller: LightningNode) -> None:
+        self.programs = programs
+        self.user = user
+        self.seller = seller
+        self.port = free_port({node.process.port for node in (user, seller)})
+        self.model = ""
+        self.before: list[int] = []
+
+    async def provide(self, model: Path) -> subprocess.Popen[str]:
+        name, port = "provider", str(self.port)
+        rpc_file = str(self.seller.process.rpc_file)
+        arguments = ("--rpc-file", rpc_file, "--port", port, "--model", str(model))
+        process = self.programs.start(name, "provider", *arguments)
+        said = await told(process)
+        self.model, self.url = said["model"], origin(said)
+        return process
+
+    async def gateway(self, *arguments: str) -> tuple[subprocess.Popen[str], openai.AsyncOpenAI]:
+        process = self.programs.start(
+            *("user", "gateway", "--provider", self.url, "--port", "0", *arguments),
+            ODA_LIGHTNING_RPC_FILE=str(self.user.process.rpc_file),
+        )
+        url = (await told(process))["url"]
+        return process, openai.AsyncOpenAI(base_url=url, api_key="sk-any", max_retries=0)
+
+    async def oda(self, *arguments: str) -> Any:
+        """Its document; None where it failed."""
+        process = self.programs.start(
+            *("user", *arguments), ODA_LIGHTNING_RPC_FILE=str(self.user.process.rpc_file)
+        )
+        out, _ = await asyncio.to_thread(process.communicate)
+        return json.loads(out) if process.returncode == 0 else None
+
+    async def ask(self, client: openai.AsyncOpenAI, **given: Any) -> Any:
+        create: Any = client.chat.completions.create
+        return await create(model=self.model, messages=MESSAGES, **GIVEN | given)
+
+    async def check_money(self) -> int:
+        """Every session is closed, and nobody has a msat more or less. What was spent, in msat."""
+        await check_conserved(self.user, self.seller, self.before)
+        rows = await self.oda("sessions", "--all")
+        assert {row["state"] for row in rows} == {"closed"}
+        spent: int = sum(row["paid_msat"] - row["refund_msat"] for row in rows)
+        ours, theirs = await balances(self.user, self.seller)
+        assert [ours, theirs] == [self.before[0] - spent, self.before[1] + spent]
+        return spent
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def street(bitcoind: Chain, programs: Programs) -> AsyncIterator[Street]:
+    # The nodes are stopped by an event loop of their own.
+    context = nodes_on(bitcoind)
+    nodes = await asyncio.to_thread(context.__enter__)
+    try:
+        user, seller = await nodes.start("user", "seller")
+        await nodes.open(user, seller, Sat(200_000), push_msat=5_000_000)
+        made = Street(programs, user, seller)
+        made.before = await balances(user, seller)
+        yield made
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+async def text_of(stream: Any) -> str:
+    return "".join(
+        [choice.delta.content or "" async for chunk in stream for choice in chunk.choices]
+    )
+
+
+async def test_programs_ask_and_the_gateway_pays(street: Street, model: Path) -> None:
+    await street.provide(model)
+    gateway, client = await street.gateway()
+    async with client:
+        assert [each.id for each in (await client.models.list()).data] == [street.model]
+        whole = await street.ask(client, max_tokens=120)
+        said = whole.choices[0].message.content
+        assert len(set(said)) > 5
+        assert await text_of(await street.ask(client, max_tokens=120, stream=True)) == said
+        both = await asyncio.gather(*(street.ask(client, max_tokens=60) for _ in range(2)))
+        assert [each.choices[0].message.content for each in both] == [said[:60]] * 2
+        plain = await client.completions.create(
+            model=street.model, prompt="What is a list?\n\n", max_tokens=60, **GIVEN
+        )
+        # The model's template makes paragraphs of messages: the same prompt, the same answer.
+        assert plain.choices[0].text == said[:60]
+        assert await curl(str(client.base_url), street.model) == said[:60]
+    records = [await told(gateway) for _ in range(6)]
+    assert [record["status"] for record in records] == [200] * 6
+    gateway.send_signal(signal.SIGINT)
+    assert await asyncio.to_thread(gateway.wait) == 0
+    assert await street.check_money() == sum(record["spent_msat"] for record in records) > 0
+
+
+async def curl(url: str, model: str) -> str:
+    program = shutil.which("curl")
+    if program is None:
+        pytest.skip("curl is not on PATH")
+    asked = {"model": model, "messages": MESSAGES, "max_tokens": 60, "stream": True} | GIVEN
+    running = await asyncio.create_subprocess_exec(
+        *(program, "-sSN", f"{url}chat/completions", "-H", "Content-Type: application/json"),
+        *("-d", json.dumps(asked)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await running.communicate()
+    events = out.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: {") for event in events[:-2])
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+async def test_a_provider_that_is_killed_goes_on_and_a_budget_ends_it(
+    street: Street, model: Path
+) -> None:
+    provider = await street.provide(model)
+    gateway, client = await street.gateway("--max-total-sat", "120")
+    async with client:
+        said, pieces = "", 0
+        async for chunk in await street.ask(client, max_tokens=200, stream=True):
+            said += chunk.choices[0].delta.content or ""
+            pieces += 1
+            if pieces == 40:
+                provider.kill()
+                provider.wait()
+                await street.provide(model)
+        assert (await street.ask(client, max_tokens=200)).choices[0].message.content == said
+        with pytest.raises(openai.RateLimitError) as refused:
+            await street.ask(client, max_tokens=400)
+        assert refused.value.code == "insufficient_quota"
+    records = [await told(gateway) for _ in range(3)]
+    assert [record["reason"] for record in records] == [None, None, "total-cap-reached"]
+    gateway.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(gateway.wait) == 0
+    spent = await street.check_money()
+    assert sum(record["spent_msat"] for record in records) == spent <= 120_000
+
+
+async def test_nothing_is_lost_when_the_gateway_is_killed(street: Street, model: Path) -> None:
+    await street.provide(model)
+    gateway, client = await street.gateway()
+    async with client:
+        streams = [await street.ask(client, max_tokens=400, stream=True) for _ in range(2)]
+        for stream in streams:
+            async for chunk in stream:
+                if chunk.choices[0].delta.content:
+                    break
+        gateway.kill()
+        gateway.wait()
+    rows = await street.oda("sessions")
+    assert {row["state"] for row in rows} <= {"opening", "open"} and len(rows) == 2
+    # Until the provider has noticed that its readers are gone, it may say no.
+    closed = await until(lambda: street.oda("close", "--all"), "both are closed", within=60)
+    assert len(closed["refunds"]) == 2
+    assert all(refund["received_msat"] > 0 for refund in closed["refunds"])
+    spent = await street.check_money()
+    assert spent == sum(refund["spent_msat"] for refund in closed["refunds"])
