@@ -118,8 +118,8 @@ def _index(part: object) -> object:
     return part.get("index") if isinstance(part, Mapping) else None
 
 
-_NAMES: Final = frozenset({"index", "id", "type", "name"})
-"""Members that say which thing it is; engines repeat them."""
+_NAMES: Final = frozenset({"index", "id", "type", "name", "role", "finish_reason"})
+"""Members that say which thing it is, or how it ended; engines repeat them."""
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -211,8 +211,9 @@ class Gateway:
         except OdaError as error:
             return _error(api_error(error), error)
         except web.HTTPException as error:
+            reason = "body-too-large" if error.status == 413 else "no-such-path"
             sentence = f"{error.reason}: {request.method} {request.path[:200]}"
-            found = ApiError("no-such-path", sentence, status=error.status)
+            found = ApiError(reason, sentence, status=error.status)
             return _error(found, found)
         except ConnectionResetError:
             raise  # the program is gone; there is nobody to tell

@@ -14,11 +14,10 @@ import msgspec
 from channels.errors import RemoteProtocolError
 from client.question import CHAT
 from provider.api import DONE, ErrorMember, event
+from provider.decoding import merged_objects
 
 WHOLE_NAMES: Final = {"chat.completion.chunk": "chat.completion"}
 """`object` of a whole answer, where it is not that of its chunks."""
-NOT_JOINED: Final = frozenset({"role", "type", "id", "index", "finish_reason"})
-"""Texts that come once; the others come in pieces."""
 
 
 class Streamed:
@@ -72,7 +71,7 @@ class Whole:
 
     def restart(self) -> None:
         self._document: dict[str, Any] = {}
-        self._choices: dict[int, dict[str, Any]] = {}
+        self._choices: dict[int, dict[str, object]] = {}
 
     def take(self, data: str) -> None:
         """A chunk's JSON. Raises RemoteProtocolError where it makes no sense."""
@@ -89,61 +88,32 @@ class Whole:
         index = choice.get("index", 0) if isinstance(choice, dict) else None
         if type(index) is not int:
             raise _bad_chunk()
-        known = self._choices.setdefault(index, {"index": index})
         if self._delta:
             choice = {self._delta: choice.pop("delta", None) or {}, **choice}
-        _join(known, choice)
+        known = self._choices.get(index, {"index": index})
+        self._choices[index] = merged_objects(known, choice)
 
     def document(self) -> bytes:
         document = dict(self._document)
         usage = document.pop("usage", None)
         if (name := document.get("object")) in WHOLE_NAMES:
             document["object"] = WHOLE_NAMES[name]
-        choices = [self._choices[index] for index in sorted(self._choices)]
-        for choice in choices:
-            for call in choice.get("message", {}).get("tool_calls") or ():
-                call.pop("index", None)  # only pieces of calls have one
+        choices = [_finished(self._choices[index]) for index in sorted(self._choices)]
         document |= {"choices": choices} | ({} if usage is None else {"usage": usage})
         return msgspec.json.encode(document)
 
 
-def _join(known: dict[str, Any], piece: dict[str, Any]) -> None:
-    """Add a piece to what came before: texts are joined, objects and lists too, the rest is the
-    newest. Pieces of a list are told by their `index`, else they follow one another."""
-    for name, value in piece.items():
-        old = known.get(name)
-        if old is None or name in NOT_JOINED:
-            if value is not None or name not in known:
-                known[name] = _begun(value)
-        elif isinstance(old, str) and isinstance(value, str):
-            known[name] = old + value
-        elif isinstance(old, dict) and isinstance(value, dict):
-            _join(old, value)
-        elif isinstance(old, list) and isinstance(value, list):
-            _join_lists(old, value)
-        elif value is not None:
-            known[name] = value
-
-
-def _begun(value: Any) -> Any:
-    """A first piece: of a list, one that can be joined to."""
-    if not isinstance(value, list):
-        return value
-    begun: list[Any] = []
-    _join_lists(begun, value)
-    return begun
-
-
-def _join_lists(known: list[Any], pieces: list[Any]) -> None:
-    for piece in pieces:
-        same = None
-        if isinstance(piece, dict) and "index" in piece:
-            known_ones = (each for each in known if isinstance(each, dict))
-            same = next((e for e in known_ones if e.get("index") == piece["index"]), None)
-        if same is None:
-            known.append(piece)
-        else:
-            _join(same, piece)
+def _finished(choice: dict[str, object]) -> dict[str, object]:
+    """Calls of tools have an `index` only while they come in pieces."""
+    message = choice.get("message")
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    if not isinstance(message, dict) or not isinstance(calls, list):
+        return choice
+    whole = [{k: v for k, v in c.items() if k != "index"} for c in calls if isinstance(c, dict)]
+    # OpenAI's content is null where there are only calls.
+    return choice | {
+        "message": message | {"content": message.get("content") or None, "tool_calls": whole}
+    }
 
 
 def _object(data: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from client.gateway.settings import GatewaySettings
 from client.market import market
 from client.sdk import Client, connect
 from client.settings import ClientSettings, lightning_rpc_file
+from client.telling import keep_looking
 
 SHUTDOWN: Final = 5.0
 """Seconds that running answers get to end."""
@@ -58,6 +59,9 @@ async def assembled(
                 budget=budget,
             )
 
+        looking = asyncio.create_task(keep_looking(fair))
+        stack.push_async_callback(_ended, looking)
+
         async def is_ready() -> bool:
             try:
                 await lightning.getinfo()
@@ -74,6 +78,11 @@ async def assembled(
             is_ready,
             one_at_a_time(open_channel) if open_channel is not None else None,
         )
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def one_at_a_time(open_channel: OpenChannel) -> OpenChannel:
