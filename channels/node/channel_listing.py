@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from channels.bolt.channel import Channel, State
+from channels.bolt.channel import ON_CHAIN, Channel, State
 from channels.bolt.channel_commitments import offering_view, opener_cost
+from channels.bolt.channel_state import ChannelState
 from channels.bolt.commitment import ChannelType, Htlc
 from channels.bolt.htlcs import View
 from channels.bolt.messages import ChannelUpdate
@@ -34,6 +35,14 @@ _STATUS = {
 
 def channel_bits(channel_type: ChannelType) -> dict[str, Any]:
     return {"bits": sorted(channel_type.value), "names": _TYPE_NAMES[channel_type]}
+
+
+def closer(state: ChannelState) -> str:
+    """Who began the close of a channel that closes or is closed."""
+    if state.failure is not None:
+        return "remote" if state.failure[0] == "failed-by-peer" else "local"
+    # The peer may broadcast its commitment without a word.
+    return state.closing.closer or "remote"
 
 
 def spendable_msat(channel: Channel) -> Msat:
@@ -109,8 +118,8 @@ def described(node: Node, channel: Channel) -> dict[str, Any]:
         entry["updates"] = {"local": _terms(ours)}
         if theirs is not None:
             entry["updates"]["remote"] = _terms(theirs)
-    if state.closing.closer is not None:
-        entry["closer"] = state.closing.closer
+    if state.closing.closer is not None or state.state in (State.FAILED, *ON_CHAIN):
+        entry["closer"] = closer(state)
     return entry
 
 

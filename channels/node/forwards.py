@@ -27,7 +27,7 @@ from channels.bolt.onion import (
 from channels.bolt.onion_payload import ForwardPayload
 from channels.errors import LocalProtocolError
 from channels.node.store import ForwardRow
-from channels.units import ShortChannelId
+from channels.units import Msat, ShortChannelId
 
 if TYPE_CHECKING:
     from channels.node.node import Node
@@ -40,6 +40,7 @@ _DEAD = (State.FAILED, *ON_CHAIN, State.CLOSED)
 class Forwards:
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.fees_collected = node.store.fees_collected()
 
     def receive(self, channel: Channel, htlc: HtlcReceived, peeled: Peeled) -> list[Effect]:
         """What to do with an incoming HTLC that is for somebody else."""
@@ -169,6 +170,8 @@ class Forwards:
     def _fulfilled(self, row: ForwardRow, effect: HtlcFulfilled) -> None:
         node, preimage = self._node, effect.payment_preimage
         node.store.finish_forward(row.created_index, "settled", node.now(), preimage=preimage)
+        if row.out_msat is not None:
+            self.fees_collected = Msat(self.fees_collected + row.in_msat - row.out_msat)
         incoming = node.channels.get(row.in_channel_index)
         if incoming is None:
             log.error("a forwarded HTLC was claimed after its incoming channel was forgotten")

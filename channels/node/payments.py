@@ -165,15 +165,18 @@ class Payments:
     ) -> AttemptRow:
         """Send one part over a route that the caller has chosen; nothing is tried after it.
 
-        Raises LocalProtocolError: "payment-exists" when it would pay more than the total.
+        Raises LocalProtocolError: "payment-exists" for what is paid already, "payment-under-way"
+        when it would pay more than the total.
         """
         node, store, payment_hash = self._node, self._node.store, for_payee.payment_hash
         row = store.payment(payment_hash)
         under_way = sum(a.amount_msat for a in store.attempts(payment_hash, "pending"))
-        if under_way + route[-1].amount_msat > for_payee.total_msat or (
-            row is not None and row.status == "complete"
-        ):
-            raise LocalProtocolError("payment-exists", "That would pay more than the whole amount.")
+        if row is not None and row.status == "complete":
+            raise LocalProtocolError("payment-exists", "This payment has succeeded already.")
+        if under_way + route[-1].amount_msat > for_payee.total_msat:
+            raise LocalProtocolError(
+                "payment-under-way", "That would pay more than the whole amount."
+            )
         offered = offer(node, route, for_payee)
         if row is None or row.status == "failed":
             self._begin_row(for_payee, bolt11, route[-1].node_id)
@@ -344,7 +347,8 @@ class Payments:
     def _learn(self, attempt: AttemptRow, fault: Fault, effect: HtlcFailed) -> None:
         node, now = self._node, self._node.now()
         route = decode_route(attempt.hops)
-        if effect.unsent:
+        if effect.unsent or attempt.payment_hash not in self._goals:
+            # A route of the caller's own may be wrong by itself: it says nothing about the hops.
             self.learned.release(node.node_id, route)
         elif effect.malformed is not None or effect.on_chain:
             # Our own peer: no hop of the route has said anything.

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from channels.bolt import features, signmessage
 from channels.bolt.address import from_script, to_script
+from channels.bolt.address_descriptors import read_addresses
 from channels.bolt.channel import ON_CHAIN, State
+from channels.bolt.messages import NodeAnnouncement
 from channels.bolt.transactions import Transaction, TxOut
 from channels.errors import OdaError, UserError
 from channels.node import rpc_params as params
@@ -100,12 +102,12 @@ class ChainMethods:
             ),
             "num_active_channels": sum(c.usable for c in node.channels.values()),
             "num_inactive_channels": sum(s in _CLOSING for s in states),
-            "address": [],
+            "address": describe_addresses(node.gossip.graph.announcements.get(node.node_id)),
             "binding": [{"type": kind, "address": host, "port": port}],
             "version": VERSION,
             "blockheight": node.height,
             "network": "bitcoin" if node.params.name == "mainnet" else node.params.name,
-            "fees_collected_msat": 0,
+            "fees_collected_msat": node.forwards.fees_collected,
             "lightning-dir": str(node.directory),
             "our_features": {
                 "init": bits,
@@ -150,7 +152,7 @@ class ChainMethods:
         channels = []
         for channel in node.channels.values():
             state = channel.state
-            if state.state in (State.OPENING, *ON_CHAIN, State.CLOSED):
+            if state.state in (State.OPENING, State.CLOSED):
                 continue
             entry: dict[str, Any] = {
                 "peer_id": state.peer_id.hex(),
@@ -249,6 +251,15 @@ class ChainMethods:
                 return {"verified": False, "pubkey": wanted.hex()}
             raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, "zbase is not a valid signature")
         return {"verified": wanted is None or wanted == signer, "pubkey": signer.hex()}
+
+
+def describe_addresses(announced: NodeAnnouncement | None) -> list[dict[str, Any]]:
+    if announced is None:
+        return []
+    return [
+        {"type": address.type, "address": address.host, "port": address.port}
+        for address in read_addresses(announced.addresses)
+    ]
 
 
 def psbt(transaction: Transaction, spent: Sequence[TxOut]) -> str:

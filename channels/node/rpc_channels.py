@@ -238,7 +238,8 @@ class ChannelMethods:
             try:
                 script = to_script(address_network(node), destination)
             except OdaError as error:
-                raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, str(error)) from error
+                # lightningd's code for every address that it can't use.
+                raise RpcMethodError(RpcErrorCode.LIGHTNINGD, str(error)) from error
         # Asked for first: the peer may close, too, while bitcoind answers.
         feerate = await node.tracker.feerate()
         timeout = arguments["unilateraltimeout"]
@@ -282,7 +283,7 @@ class ChannelMethods:
         closable = [
             c
             for c in self._node.channels.values()
-            if c.state.state not in (State.OPENING, State.CLOSED, *ON_CHAIN)
+            if c.state.state not in (State.OPENING, State.FAILED, State.CLOSED, *ON_CHAIN)
         ]
         matches = [
             c

@@ -12,7 +12,7 @@ from channels.bolt.htlcs import View
 from channels.bolt.resolution import Resolution, Tracked
 from channels.bolt.transactions import Transaction
 from channels.node import rpc_params as params
-from channels.node.channel_listing import channel_bits
+from channels.node.channel_listing import channel_bits, closer
 from channels.node.rpc_params import Param
 from channels.node.rpc_server import Arguments, Call, Command
 from channels.units import Sat, msat
@@ -125,7 +125,7 @@ def describe_closed(channel: Channel) -> dict[str, Any]:
         "peer_id": state.peer_id.hex(),
         "channel_id": state.channel_id.hex(),
         "opener": "local" if state.opener else "remote",
-        "closer": _closer(state),
+        "closer": closer(state),
         "private": not state.announce,
         "channel_type": channel_bits(state.channel_type),
         "total_local_commitments": state.local_number,
@@ -158,13 +158,6 @@ def _final(channel: Channel) -> tuple[Transaction, Sat]:
         return commitment.tx, commitment.fee
     transaction = Transaction.parse(state.closing.transaction)
     return transaction, Sat(state.funding_satoshis - sum(o.value for o in transaction.outputs))
-
-
-def _closer(state: ChannelState) -> str:
-    if state.failure is not None:
-        return "remote" if state.failure[0] == "failed-by-peer" else "local"
-    # The peer may broadcast its commitment without a word.
-    return state.closing.closer or "remote"
 
 
 def _cause(state: ChannelState) -> str:

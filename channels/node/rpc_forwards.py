@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.bolt.announcing import bounded
 from channels.bolt.channel import Channel, State
-from channels.bolt.onion import Failure
+from channels.bolt.onion_failures import FailureCode
 from channels.node import rpc_params as params
 from channels.node.rpc_params import Param, RpcErrorCode, RpcMethodError
 from channels.node.rpc_server import Arguments, Call, Command
@@ -31,7 +31,7 @@ class ForwardMethods:
                 "setchannel",
                 (
                     Param("id", True, params.string),
-                    Param("feebase", False, params.msat),
+                    Param("feebase", False, params.u32_msat),
                     Param("feeppm", False, params.u32),
                     Param("htlcmin", False, params.msat),
                     Param("htlcmax", False, params.msat),
@@ -76,20 +76,19 @@ class ForwardMethods:
             }
             changed = {name: value for name, value in named.items() if value is not None}
             policy = replace(policy, **changed)
+            if None not in (arguments["htlcmin"], arguments["htlcmax"]) and (
+                policy.htlc_maximum_msat < policy.htlc_minimum_msat
+            ):
+                raise RpcMethodError(RpcErrorCode.LIGHTNINGD, "htlcmax cannot be less than htlcmin")
             self._node.policies.set(channel, policy, arguments["enforcedelay"])
         await self._node.turn.committed()
         return {"channels": [self._describe(c, arguments) for c in chosen]}
 
     def _chosen(self, text: str) -> list[Channel]:
-        channels = list(self._node.channels.values())
+        channels = [c for c in self._node.channels.values() if c.state.state in _SETTABLE]
         if text == ALL:
-            return [c for c in channels if c.state.state in _SETTABLE]
-        found = [
-            c
-            for c in channels
-            if text in (c.state.channel_id.hex(), str(c.state.short_channel_id))
-            or (text == c.state.peer_id.hex() and c.state.state in _SETTABLE)
-        ]
+            return channels
+        found = [c for c in channels if text in (*_names(c), c.state.peer_id.hex())]
         if not found:
             raise RpcMethodError(
                 RpcErrorCode.INVALID_PARAMS, f"id: no channel is named {text[:80]!r}"
@@ -131,11 +130,15 @@ class ForwardMethods:
 
     async def listhtlcs(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         wanted = arguments["id"]
+        channels = list(self._node.channels.values())
+        if wanted is not None:
+            channels = [c for c in channels if wanted in _names(c)]
+            if not channels:
+                raise params.bad_param("id", "no channel is named so", wanted)
         entries: list[dict[str, Any]] = []
-        for channel in self._node.channels.values():
+        for channel in channels:
             state = channel.state
-            names = (state.channel_id.hex(), str(state.short_channel_id))
-            if state.short_channel_id is None or wanted not in (None, *names):
+            if state.short_channel_id is None:
                 continue
             for htlc in state.log.htlcs:
                 entries.append(
@@ -176,5 +179,20 @@ def describe_forward(row: ForwardRow) -> dict[str, Any]:
     if row.resolved_time is not None and row.status != "local_failed":
         entry["resolved_time"] = row.resolved_time
     if row.failcode is not None:
-        entry |= {"failcode": row.failcode, "failreason": Failure(row.failcode).name}
+        entry["failcode"] = row.failcode
+        name = failcodename(row.failcode)
+        if name is not None:
+            entry["failreason"] = name
     return entry
+
+
+def failcodename(code: int) -> str | None:
+    """lightningd's name of a failure; None for a number that BOLT 4 does not know."""
+    try:
+        return f"WIRE_{FailureCode(code).name}"
+    except ValueError:
+        return None
+
+
+def _names(channel: Channel) -> tuple[str, str]:
+    return channel.state.channel_id.hex(), str(channel.state.short_channel_id)

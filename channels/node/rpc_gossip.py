@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from channels.bolt.address_descriptors import read_addresses
 from channels.bolt.announcing import alias_text
 from channels.bolt.graph import DISABLE, DirectedChannel, GraphChannel, direction_of
 from channels.bolt.messages import ChannelUpdate
@@ -22,6 +21,7 @@ from channels.bolt.route import (
 )
 from channels.node import rpc_params as params
 from channels.node.routing import local_channels
+from channels.node.rpc_chain import describe_addresses
 from channels.node.rpc_params import Param, RpcErrorCode, RpcMethodError
 from channels.node.rpc_server import Arguments, Call, Command
 from channels.units import Msat, ShortChannelId, UnixTime
@@ -105,10 +105,7 @@ class GossipMethods:
                 "color": announced.rgb_color.hex(),
                 "last_timestamp": announced.timestamp,
                 "features": announced.features.hex(),
-                "addresses": [
-                    {"type": address.type, "address": address.host, "port": address.port}
-                    for address in read_addresses(announced.addresses)
-                ],
+                "addresses": describe_addresses(announced),
             }
         return entry
 

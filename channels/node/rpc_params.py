@@ -238,6 +238,14 @@ def msat(name: str, value: Any) -> Msat:
     return Msat(amount)
 
 
+def u32_msat(name: str, value: Any) -> Msat:
+    """An amount that BOLT 7 has 32 bits for: a base fee."""
+    amount = msat(name, value)
+    if amount >= 1 << 32:
+        raise bad_param(name, "exceeds u32 max", value)
+    return amount
+
+
 def sat(name: str, value: Any) -> Sat:
     """A bare number is in satoshi; millisatoshi must be whole satoshis."""
     amount = _amount(value, "sat")

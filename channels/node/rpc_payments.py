@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from channels.bolt import bech32, features, keys
@@ -162,6 +163,7 @@ class PaymentMethods:
         node = self._node
         if node.store.expire_invoices(node.now()):
             node.turn.after(node.invoices.wake)
+        _only_one(arguments, "label", "invstring", "payment_hash")
         label, payment_hash = arguments["label"], arguments["payment_hash"]
         if arguments["invstring"] is not None:
             payment_hash = _decoded(arguments["invstring"]).payment_hash
@@ -289,10 +291,14 @@ class PaymentMethods:
         else:
             row = store.payment(payment_hash)
             rows = [row] if row is not None and status in (None, row.status) else []
-        return {"pays": [describe_payment(row, self._parts(row.payment_hash)) for row in rows]}
+        return {"pays": [self._describe_payment(row) for row in rows]}
 
     def _parts(self, payment_hash: bytes) -> int:
         return sum(a.status == "complete" for a in self._node.store.attempts(payment_hash))
+
+    def _describe_payment(self, row: PaymentRow) -> dict[str, Any]:
+        parts = self._node.store.attempts(row.payment_hash)
+        return describe_payment(row, [part for part in parts if part.status != "failed"])
 
     async def listsendpays(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         rows = self._node.store.attempts(_wanted_hash(arguments), arguments["status"])
@@ -336,7 +342,7 @@ def _payable(text: str, amount: Msat | None) -> tuple[Invoice, Msat]:
     """The invoice and what to pay: its own amount, or the caller's where it has none."""
     invoice = _decoded(text)
     if invoice.amount_msat is None:
-        if amount is None:
+        if not amount:
             raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, "amount_msat parameter required")
         return invoice, amount
     if amount not in (None, invoice.amount_msat):
@@ -346,7 +352,15 @@ def _payable(text: str, amount: Msat | None) -> tuple[Invoice, Msat]:
     return invoice, invoice.amount_msat
 
 
+def _only_one(arguments: Arguments, *names: str) -> None:
+    if sum(arguments[name] is not None for name in names) > 1:
+        raise RpcMethodError(
+            RpcErrorCode.INVALID_PARAMS, f"Can only specify one of {', '.join(names)}"
+        )
+
+
 def _wanted_hash(arguments: Arguments) -> bytes | None:
+    _only_one(arguments, "bolt11", "payment_hash")
     if arguments["bolt11"] is not None:
         return _decoded(arguments["bolt11"]).payment_hash
     wanted: bytes | None = arguments["payment_hash"]
@@ -410,7 +424,8 @@ def describe_invoice(row: InvoiceRow) -> dict[str, Any]:
     return entry
 
 
-def describe_payment(row: PaymentRow, parts: int) -> dict[str, Any]:
+def describe_payment(row: PaymentRow, parts: Sequence[AttemptRow]) -> dict[str, Any]:
+    """`parts`: those that have not failed; what is under way counts as sent (lightningd)."""
     entry: dict[str, Any] = {
         "created_index": row.created_index,
         "payment_hash": row.payment_hash.hex(),
@@ -426,8 +441,11 @@ def describe_payment(row: PaymentRow, parts: int) -> dict[str, Any]:
             "completed_at": row.completed_at,
             "amount_sent_msat": row.amount_sent_msat,
             "preimage": row.preimage.hex(),
-            "number_of_parts": parts,
         }
+        if len(parts) > 1:
+            entry["number_of_parts"] = len(parts)
     else:
-        entry["amount_sent_msat"] = row.amount_sent_msat
+        entry["amount_sent_msat"] = sum(part.amount_sent_msat for part in parts)
+    if row.status == "pending":
+        entry["amount_msat"] = sum(part.amount_msat for part in parts)
     return entry

@@ -7,12 +7,14 @@ import hashlib
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from channels.bolt.onion_failures import FailureCode
 from channels.bolt.onion_payload import FIRST_CUSTOM_TYPE, KEYSEND_PREIMAGE
 from channels.bolt.route import MAX_HOPS, Hop, directed_channels
 from channels.errors import LocalProtocolError
 from channels.node import rpc_params as params
 from channels.node.attempts import ForPayee, decode_route, read_erroronion
 from channels.node.payments import CLTV_SLACK, DEFAULT_RETRY_SECONDS, Goal, Paid, default_maxfee
+from channels.node.rpc_forwards import failcodename
 from channels.node.rpc_params import Param, RpcErrorCode, RpcMethodError
 from channels.node.rpc_payments import describe_attempt
 from channels.node.rpc_server import Arguments, Call, Command
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 KEYSEND_FINAL_CLTV = 22
 """Core Lightning's final delay for a payment whose payee could not say what it wants."""
+
+_stored = params.unsigned(63)
+"""lightningd's u64, as far as SQLite holds it."""
 
 
 class SendMethods:
@@ -52,8 +57,8 @@ class SendMethods:
                     Param("amount_msat", False, params.msat),
                     Param("bolt11", False, params.string, ""),
                     Param("payment_secret", False, params.secret),
-                    Param("partid", False, params.u32, 0),
-                    Param("groupid", False, params.u32),
+                    Param("partid", False, _stored, 0),
+                    Param("groupid", False, _stored),
                     Param("payment_metadata", False, params.hex_bytes()),
                 ),
                 self.sendpay,
@@ -64,8 +69,8 @@ class SendMethods:
                 (
                     payment_hash,
                     Param("timeout", False, params.u32),
-                    Param("partid", False, params.u32, 0),
-                    Param("groupid", False, params.u32),
+                    Param("partid", False, _stored, 0),
+                    Param("groupid", False, _stored),
                 ),
                 self.waitsendpay,
                 "Wait until a part that sendpay has sent arrives or fails.",
@@ -114,7 +119,7 @@ class SendMethods:
         node, destination = self._node, arguments["destination"]
         amount, maxfee = arguments["amount_msat"], arguments["maxfee"]
         if destination == node.node_id:
-            raise RpcMethodError(RpcErrorCode.PAY_ROUTE_NOT_FOUND, "The payee is this very node")
+            raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, "The payee is this very node")
         if not amount:
             raise RpcMethodError(RpcErrorCode.INVALID_PARAMS, "amount_msat: must be positive")
         preimage = secrets.token_bytes(32)
@@ -147,10 +152,21 @@ class SendMethods:
                 RpcErrorCode.INVALID_PARAMS, "payment_secret: needed by every payee of BOLT 11"
             )
         payment_hash, partid = arguments["payment_hash"], arguments["partid"]
+        amount, total = route[-1].amount_msat, arguments["amount_msat"]
+        if total is None if partid else total not in (None, amount):
+            raise RpcMethodError(
+                RpcErrorCode.INVALID_PARAMS, "amount_msat: the whole amount, needed with partid"
+            )
         before = self._find(payment_hash, arguments["groupid"], partid)
         if before is not None and (before.status != "failed" or arguments["groupid"] is not None):
             # Asked again: the same part is never sent twice.
+            if (before.amount_msat, _destination(before)) != (amount, route[-1].node_id):
+                raise RpcMethodError(
+                    RpcErrorCode.PAY_RHASH_ALREADY_USED,
+                    "This part has been sent already, with another amount or destination",
+                )
             return {**describe_attempt(node, before), "message": "This part has been sent already"}
+        self._check_beside(payment_hash, arguments["groupid"], total or amount)
         groups = [a.groupid for a in node.store.attempts(payment_hash)]
         groupid = arguments["groupid"]
         if groupid is None:
@@ -159,18 +175,48 @@ class SendMethods:
         for_payee = ForPayee(
             payment_hash=payment_hash,
             payment_secret=arguments["payment_secret"],
-            total_msat=arguments["amount_msat"] or route[-1].amount_msat,
+            total_msat=total or amount,
             payment_metadata=arguments["payment_metadata"],
         )
         try:
             attempt = node.payments.send(route, for_payee, arguments["bolt11"], groupid, partid)
         except LocalProtocolError as error:
-            used = error.reason == "payment-exists"
-            code = RpcErrorCode.PAY_RHASH_ALREADY_USED if used else RpcErrorCode.PAY_TRY_OTHER_ROUTE
-            raise RpcMethodError(code, str(error)) from error
+            raise self._refused(error, route) from error
         await node.turn.committed()
         message = "Monitor status with listpays or waitsendpay"
         return {**describe_attempt(node, attempt), "message": message}
+
+    def _check_beside(self, payment_hash: bytes, groupid: int | None, total: Msat) -> None:
+        """That a new part fits to those under way: lightningd's rules and codes."""
+        store = self._node.store
+        payment = store.payment(payment_hash)
+        for attempt in store.attempts(payment_hash, "pending"):
+            if groupid not in (None, attempt.groupid):
+                raise RpcMethodError(
+                    RpcErrorCode.PAY_IN_PROGRESS,
+                    f"The payment with groupid {attempt.groupid} is still in progress",
+                )
+            if payment is not None and payment.amount_msat != total:
+                raise RpcMethodError(
+                    RpcErrorCode.INVALID_PARAMS,
+                    f"amount_msat: was {payment.amount_msat} for the parts under way",
+                )
+
+    def _refused(self, error: LocalProtocolError, route: tuple[Hop, ...]) -> RpcMethodError:
+        """lightningd's code for a part that has not left; the node itself is hop 0."""
+        if error.reason == "payment-exists":
+            return RpcMethodError(RpcErrorCode.PAY_RHASH_ALREADY_USED, str(error))
+        if error.reason == "payment-under-way":
+            return RpcMethodError(RpcErrorCode.PAY_IN_PROGRESS, str(error))
+        unknown = error.reason == "no-such-channel"
+        code = FailureCode.TEMPORARY_CHANNEL_FAILURE
+        data: dict[str, Any] = {"erring_index": 0, "erring_node": self._node.node_id.hex()}
+        if unknown:
+            code = FailureCode.UNKNOWN_NEXT_PEER
+        else:
+            data |= _erring_channel(self._node.node_id, route, 0)
+        data |= {"failcode": int(code), "failcodename": failcodename(code)}
+        return RpcMethodError(RpcErrorCode.PAY_TRY_OTHER_ROUTE, str(error), data)
 
     def _find(self, payment_hash: bytes, groupid: int | None, partid: int) -> AttemptRow | None:
         """The newest attempt of that part."""
@@ -204,30 +250,44 @@ class SendMethods:
         code = RpcErrorCode(attempt.failure_code or RpcErrorCode.PAY_UNSPECIFIED_ERROR)
         raise RpcMethodError(code, attempt.failure_message or "failed", self._failure(attempt))
 
-    def _failure(self, attempt: AttemptRow) -> dict[str, Any] | None:
-        """lightningd's routing failure object."""
-        read = read_erroronion(attempt, attempt.erroronion) if attempt.erroronion else None
+    def _failure(self, attempt: AttemptRow) -> dict[str, Any]:
+        """lightningd's routing failure object, beside what is known of the part."""
+        entry = describe_attempt(self._node, attempt)
+        if not attempt.erroronion:
+            return entry
+        read = read_erroronion(attempt, attempt.erroronion)
         if read is None:
-            return None
+            return {**entry, "onionreply": attempt.erroronion.hex()}
         at, failure = read
         route = decode_route(attempt.hops)
-        entry: dict[str, Any] = {
+        entry |= {
             "erring_index": at + 1,
             "failcode": failure.code,
-            "failcodename": failure.name,
             "erring_node": route[at].node_id.hex(),
+            "raw_message": failure.encode().hex(),
+            # The payee is blamed by the channel to it, everybody else by the one behind.
+            **_erring_channel(self._node.node_id, route, min(at + 1, len(route) - 1)),
         }
-        if at + 1 < len(route):
-            channels = list(directed_channels(self._node.node_id, route))
-            entry["erring_channel"] = str(route[at + 1].short_channel_id)
-            entry["erring_direction"] = channels[at + 1] & 1
-        return entry
+        name = failcodename(failure.code)
+        return entry if name is None else {**entry, "failcodename": name}
 
     async def waitblockheight(self, arguments: Arguments, call: Call) -> dict[str, Any]:
         node, wanted = self._node, arguments["blockheight"]
         if not await node.wait_until(lambda: node.height >= wanted, arguments["timeout"]):
             raise RpcMethodError(RpcErrorCode.WAIT_TIMEOUT, "Timed out.")
         return {"blockheight": node.height}
+
+
+def _erring_channel(source: bytes, route: tuple[Hop, ...], at: int) -> dict[str, Any]:
+    channels = list(directed_channels(source, route))
+    return {
+        "erring_channel": str(route[at].short_channel_id),
+        "erring_direction": channels[at] & 1,
+    }
+
+
+def _destination(attempt: AttemptRow) -> bytes:
+    return decode_route(attempt.hops)[-1].node_id
 
 
 def _hop(name: str, value: Any) -> Hop:

@@ -140,6 +140,13 @@ class ForwardTables(Tables):
         """All that are kept, in the order they came."""
         return [_forward(r) for r in self._db.execute(_FORWARD + "ORDER BY created_index")]
 
+    def fees_collected(self) -> Msat:
+        """By forwards that were settled."""
+        (fees,) = self._db.execute(
+            "SELECT coalesce(sum(in_msat - out_msat), 0) FROM forwards WHERE status = 'settled'"
+        ).fetchone()
+        return Msat(fees)
+
     def _one_forward(self, where: str, *values: int) -> ForwardRow | None:
         row = self._db.execute(f"{_FORWARD} WHERE {where}", values).fetchone()
         return None if row is None else _forward(row)

@@ -2,67 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
-from channels.units import Sat
-from tests.conformance.conftest import ask, code_of, new_node
-from tests.conftest import Chain
-from tests.nodes import LightningNode, nodes_on, until
-
-AMOUNT = Sat(500_000)
-NOBODY = "02" + "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"
-"""The id of a node whose key is 1."""
+from tests.conformance.conftest import AMOUNT, NOBODY, Line, ask, code_of
 
 INVALID_PARAMS = -32602
 ROUTE_NOT_FOUND = 205
-
-
-@dataclass(frozen=True)
-class Line:
-    """alice - bob - carol; `first` and `second` are the channels' short ids."""
-
-    alice: LightningNode
-    bob: LightningNode
-    carol: LightningNode
-    first: str
-    second: str
-
-
-@pytest.fixture(scope="module", params=["embedded", "lightningd"])
-def line(request: pytest.FixtureRequest, bitcoind: Chain) -> Iterator[Line]:
-    with nodes_on(bitcoind) as nodes:
-
-        async def build() -> Line:
-            # getroute is deprecated, so that it is refused in developer mode.
-            options = ("--allow-deprecated-apis=true",)
-            names = ("alice", "bob", "carol")
-            made = [new_node(request.param, nodes, name, *options) for name in names]
-            alice, bob, carol = made
-            await asyncio.gather(*(node.start() for node in made))
-            await nodes.give(Sat(2_000_000), alice, bob)
-            await nodes.open(alice, bob, AMOUNT)
-            await nodes.open(bob, carol, AMOUNT)
-            await nodes.mine(6)
-            scids = []
-            for node in (alice, carol):
-                (channel,) = await node.channels()
-                scids.append(channel["short_channel_id"])
-
-                async def knows(node: LightningNode = node) -> bool:
-                    answer = await node.rpc.call("listchannels")
-                    active = [c for c in answer["channels"] if c["active"]]
-                    nodes = (await node.rpc.call("listnodes"))["nodes"]
-                    return len(active) == 4 and len([n for n in nodes if "alias" in n]) == 3
-
-                await until(knows, f"{node.process.name} knows the line")
-            return Line(alice, bob, carol, *scids)
-
-        yield asyncio.run(build())
 
 
 async def test_listnodes(line: Line) -> None:
@@ -72,6 +17,7 @@ async def test_listnodes(line: Line) -> None:
     assert (carol["nodeid"], carol["alias"]) == (line.carol.id, "carol")
     port = line.carol.process.port
     assert carol["addresses"] == [{"type": "ipv4", "address": "127.0.0.1", "port": port}]
+    assert (await ask(line.carol, "getinfo"))["address"] == carol["addresses"]
     assert (await ask(line.alice, "listnodes", id=NOBODY))["nodes"] == []
     assert await code_of(line.alice, "listnodes", id="02") == INVALID_PARAMS
 

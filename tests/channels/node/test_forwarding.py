@@ -106,7 +106,7 @@ async def test_the_hubs_refusals_are_read_and_learned_from(nodes: Nodes) -> None
     paid = await user.pay(text)
     assert paid["amount_sent_msat"] == AMOUNT + 500
     failed = await forwards(hub, status="local_failed")
-    assert [row["failreason"] for row in failed] == ["fee_insufficient"]
+    assert [row["failreason"] for row in failed] == ["WIRE_FEE_INSUFFICIENT"]
     assert (paid["failed_parts"], paid["successful_parts"]) == (1, 1)
 
     # More than the hub has toward the provider, so than it could learn of.
