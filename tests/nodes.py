@@ -203,6 +203,15 @@ class Nodes:
         await asyncio.gather(*(node.until_height(height) for node in running))
         return hashes
 
+    async def until_in_mempool(self, txid: str) -> None:
+        """Wait until bitcoind has a transaction: lightningd answers before that."""
+        async with self.chain.rpc() as rpc:
+
+            async def arrived() -> bool:
+                return txid in await rpc.call("getrawmempool")
+
+            await until(arrived, f"bitcoind has {txid}")
+
     async def open(
         self, opener: LightningNode, accepter: LightningNode, amount: Sat, **options: Any
     ) -> dict[str, Any]:

@@ -52,7 +52,9 @@ async def until_told(node: LightningNode, state: str, status: str) -> dict[str, 
         lines = any(status in line for line in channel["status"])
         return channel if channel["state"] == state and lines else None
 
-    channel: dict[str, Any] = await until(told, f"{node.process.name} tells of {state}: {status}")
+    channel: dict[str, Any] = await until(
+        told, f"{node.process.name} tells of {state}: {status}", 60
+    )
     return channel
 
 
@@ -81,12 +83,7 @@ async def test_a_channel_that_one_side_closes_alone(
     assert await code_of(alice, "close", **name) == INVALID_PARAMS
     assert await code_of(alice, "setchannel", **name, feebase=1) == INVALID_PARAMS
 
-    async with nodes.chain.rpc() as rpc:
-
-        async def arrived() -> bool:
-            return closed["txids"][0] in await rpc.call("getrawmempool")
-
-        await until(arrived, "bitcoind has the commitment")
+    await nodes.until_in_mempool(closed["txids"][0])
     await nodes.mine(1, alice)
     channel = await until_told(alice, "ONCHAIN", "using OUR_DELAYED_RETURN_TO_WALLET")
     assert channel["status"][-2] == "ONCHAIN:Tracking our own unilateral close"

@@ -123,12 +123,7 @@ async def close_and_count(two: Two, closer: str, channel_id: str) -> None:
     closed = await first.rpc.close(channel_id, 30)
     assert closed.type == "mutual"
     txid = closed.txids[0]
-    async with two.nodes.chain.rpc() as rpc:
-
-        async def arrived() -> bool:
-            return txid in await rpc.call("getrawmempool")
-
-        await until(arrived, "bitcoind has the closing transaction")
+    await two.nodes.until_in_mempool(txid)
     await two.nodes.mine(1)
 
     for node, balance in zip((first, second), expected, strict=True):
