@@ -99,6 +99,12 @@ class StateChange(msgspec.Struct, frozen=True):
     new_state: str
 
 
+class Funding(msgspec.Struct, frozen=True):
+    local_funds_msat: Msat
+    remote_funds_msat: Msat
+    pushed_msat: Msat | None = None
+
+
 class PeerChannel(msgspec.Struct, frozen=True):
     peer_id: str
     peer_connected: bool
@@ -109,6 +115,7 @@ class PeerChannel(msgspec.Struct, frozen=True):
     short_channel_id: str | None = None
     funding_txid: str | None = None
     funding_outnum: int | None = None
+    funding: Funding | None = None
     private: bool | None = None
     closer: Literal["local", "remote"] | None = None
     total_msat: Msat | None = None

@@ -2,7 +2,7 @@
 
 Read it from top to bottom: it is made to be copied. Each step uses what any program can use: the
 regtest network, a Lightning node's socket, `client.sdk`, and the `oda provider` program. The second
-half is in learning.py and earning.py; school.py says who takes part.
+half is in learning.py, earning.py and handover.py; school.py says who takes part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Final
 
 from rich.table import Table
 
-from channels.bolt.transactions import Transaction
 from channels.errors import OdaError
 from channels.lightning import Lightning
 from channels.settings import load_settings
@@ -29,11 +28,14 @@ from channels.units import Msat, Sat
 from client import sdk
 from client.channel import Opening, close_channels, open_channel, wait_until_usable
 from regtest.accounts import Accounts
-from regtest.bitcoind import Miner, find_bitcoind
+from regtest.auditing import channel_balance, fee_of, sent, show, transaction
+from regtest.bitcoind import find_bitcoind
+from regtest.books import Books
 from regtest.daemon import free_port
 from regtest.digits import read_digits
-from regtest.earning import agree, desert, earn, reopen
-from regtest.learning import cheating, compete, publish, side_by_side
+from regtest.earning import agree, desert, earn, reopen, selling
+from regtest.handover import hand_over
+from regtest.learning import cheating, compete, improvements, publish, side_by_side
 from regtest.recorder import save
 from regtest.school import (
     Demo,
@@ -44,6 +46,8 @@ from regtest.school import (
     note,
     recorder,
     remember_scores,
+    sats,
+    shown,
     step,
 )
 from torrent.library import Library
@@ -76,7 +80,7 @@ async def tell(demo: Demo) -> dict[str, object]:
         await start(demo, model, 1)
         accounts = await pay_as_it_streams(demo, totals, 2)
         table(accounts)
-        learned = await learn(demo.school, 7)
+        learned, books = await learn(demo.school, 7)
     return {
         "tokens": totals.tokens,
         "paid_msat": accounts.paid,
@@ -88,7 +92,7 @@ async def tell(demo: Demo) -> dict[str, object]:
         "user_after_sat": accounts.user_after,
         "provider_after_sat": accounts.provider_after,
         "onchain_fees_sat": accounts.onchain_fees,
-        "conserved": accounts.conserved and learned.shares_conserved,
+        "conserved": accounts.conserved and learned.shares_conserved and books.conserved,
         **asdict(learned),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -141,17 +145,25 @@ async def three_answers(demo: Demo, totals: Totals, number: int) -> None:
             note(f"({late} msat are tokens that were on their way when the user left.)")
 
 
-async def learn(school: School, number: int) -> Learned:
+async def learn(school: School, number: int) -> tuple[Learned, Books]:
     """From an untrained model to trainers and producers who are paid. number: of the first step."""
     await asyncio.gather(improve(school, number), read_digits(school))
     await side_by_side(school, number + 2)
     await cheating(school, number + 3)
-    await earn(school, number + 4)
-    await agree(school, number + 5)
-    await desert(school, number + 6)
+    async with selling(school, number + 4) as sale:
+        await earn(sale)
+        await hand_over(sale, number + 5)
+    await agree(school, number + 6)
+    await desert(school, sale.audit, number + 7)
+    step(number + 8, "Every msat is accounted for")
+    books = await sale.audit.finish()
+    show(books)
     await reopen(school)
     await remember_scores(school, school.model, "the text", "nats/byte", school.bytes_scored)
-    return school.learned
+    state = await school.state()
+    school.learned.blocks = improvements(state)
+    school.learned.score_after = state.confirmed.score
+    return school.learned, books
 
 
 async def improve(school: School, number: int) -> None:
@@ -215,20 +227,17 @@ async def ask(
     disturb: Demo | None = None,
     leave_after: int | None = None,
 ) -> str:
-    """Print an answer as it comes, with a mark for every top-up on the way."""
-    console.print(f"   [bold]{question}[/]\n   ", end="")
+    console.print(f"   [bold]{question}[/]")
     text, topups, cost = "", 0, None
     interruption: asyncio.Task[None] | None = None
-    answer = recorder.answer(client, question, seed=seed, max_tokens=tokens, temperature=0.7)
+    answer = shown(recorder.answer(client, question, seed=seed, max_tokens=tokens, temperature=0.7))
     async with aclosing(answer) as events:
         async for event in events:
             match event:
                 case sdk.Text(part):
                     text += part
-                    console.print(part.replace("\n", "\n   "), end="", markup=False)
                 case sdk.TopUp():
                     topups += 1
-                    console.print("[yellow]+[/]", end="")
                 case sdk.Interrupted() if interruption is not None:
                     console.print("[red]·[/]", end="")
                     if interruption.done():
@@ -244,19 +253,21 @@ async def ask(
                 break
     if interruption is not None:
         await interruption
-    console.print()
     if cost is not None:
-        totals.tokens += cost.output_tokens
-        totals.topups += topups
-        totals.spent = Msat(totals.spent + cost.spent_msat)
-        totals.max_exposure = max(totals.max_exposure, cost.max_exposure_msat)
-        totals.exposure_limit = max(totals.exposure_limit, cost.exposure_limit_msat)
-        note(
-            f"{cost.input_tokens} tokens in, {cost.output_tokens} out, {cost.spent_msat} msat, "
-            f"{topups} top-ups ([yellow]+[/]) "
-            + ("over two connections" if disturb else "on one connection")
-        )
+        count(totals, cost, topups, "over two connections" if disturb else "on one connection")
     return text
+
+
+def count(totals: Totals, cost: sdk.Cost, topups: int, how: str) -> None:
+    totals.tokens += cost.output_tokens
+    totals.topups += topups
+    totals.spent = Msat(totals.spent + cost.spent_msat)
+    totals.max_exposure = max(totals.max_exposure, cost.max_exposure_msat)
+    totals.exposure_limit = max(totals.exposure_limit, cost.exposure_limit_msat)
+    note(
+        f"{cost.input_tokens} tokens in, {cost.output_tokens} out, {cost.spent_msat} msat, "
+        f"{topups} top-ups ([yellow]+[/]) {how}"
+    )
 
 
 async def kill_and_restart(demo: Demo) -> None:
@@ -285,16 +296,12 @@ async def close_and_count(
     async with demo.network.miner() as miner:
         funding = await transaction(miner, opening.funding_txid)
         spent = await transaction(miner, closing.txids[0])
-        inputs = 0
-        for source in funding.inputs:
-            origin = await transaction(miner, source.outpoint.txid[::-1].hex())
-            inputs += origin.outputs[source.outpoint.vout].value
-    funded = sum(output.value for output in funding.outputs)
+        opening_fee = await fee_of(miner, funding)
     return Accounts(
         user_before=before[0],
         provider_before=before[1],
         channel=CHANNEL,
-        opening_fee=Sat(inputs - funded),
+        opening_fee=opening_fee,
         push=Msat(opening.push_sat * 1000),
         paid=await sent(user),
         refunded=await sent(seller),
@@ -306,22 +313,6 @@ async def close_and_count(
     )
 
 
-async def transaction(miner: Miner, txid: str) -> Transaction:
-    return Transaction.parse(bytes.fromhex(await miner.rpc.call("getrawtransaction", txid)))
-
-
-async def channel_balance(node: Lightning) -> Msat:
-    (channel,) = [c for c in await node.listpeerchannels() if c.state == "CHANNELD_NORMAL"]
-    assert channel.to_us_msat is not None, "an open channel has a balance"
-    return channel.to_us_msat
-
-
-async def sent(node: Lightning) -> Msat:
-    """All that a node has paid over Lightning."""
-    pays = await node.listpays()
-    return Msat(sum(p.amount_sent_msat or 0 for p in pays if p.status == "complete"))
-
-
 def table(accounts: Accounts) -> None:
     console.print()
     grid = Table(title="Where every sat went", title_justify="left", header_style="bold")
@@ -330,9 +321,7 @@ def table(accounts: Accounts) -> None:
     grid.add_column("to")
     for what, amount, whom in accounts.rows():
         style = "bold" if not whom else ""
-        sign = "-" if amount < 0 else ""
-        shown = f"{sign}{abs(amount) // 1000:,}.{abs(amount) % 1000:03}"
-        grid.add_row(what, shown, whom, style=style)
+        grid.add_row(what, sats(amount), whom, style=style)
     console.print(grid)
     recorder.account("The first channel, from its opening to its close", accounts.rows())
 

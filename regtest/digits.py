@@ -10,7 +10,7 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from regtest.learning import open_shards
+from regtest.learning import opening
 from regtest.school import School, answers, library_path, note, remember_scores, until
 from sidechain import api
 
@@ -28,16 +28,16 @@ async def read_digits(school: School) -> None:
     folder = school.producer.directory / "digits"
     known, unseen = await asyncio.to_thread(write, folder)
     model = await publish(school, folder, known)
-    opening = asyncio.create_task(open_shards(school, model, folder / "keys"))
     school.pupil.start(
         *("train", model, "--connect", school.producer.address, "--once", "--json"),
         *("--port", str(school.pupil.port), "--seconds", str(TRAIN_SECONDS)),
     )
     try:
-        first, newest = await until(lambda: improved(school, model), "a better reader of digits")
+        async with opening(school, model, folder / "keys"):
+            first, newest = await until(
+                lambda: improved(school, model), "a better reader of digits"
+            )
     finally:
-        opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)
         await asyncio.to_thread(school.pupil.daemon.stop)
     await remember_scores(school, model, "handwritten digits", "nats in all", 1)
     learned = school.learned

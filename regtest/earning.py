@@ -7,7 +7,10 @@ socket, the `oda` programs.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from rich.table import Table
@@ -21,9 +24,11 @@ from client.channel import USABLE, close_channels, open_channel, wait_until_usab
 from client.judging import BadAnswer
 from client.receipts import Checked
 from client.settings import ClientSettings
+from regtest.auditing import Audit
 from regtest.cheats import false_provider
-from regtest.learning import PROMPT
+from regtest.learning import PROMPT, resume
 from regtest.school import (
+    Party,
     School,
     confirmed,
     console,
@@ -31,6 +36,7 @@ from regtest.school import (
     name_of,
     note,
     recorder,
+    shown,
     step,
     until,
 )
@@ -41,50 +47,89 @@ from sidechain.node_client import NodeClient
 COINS: Final = Sat(600_000)
 CHANNEL: Final = Sat(100_000)
 MOST_FEES: Final = Sat(5000)
+CHANCES: Final = 6
+"""Answers by weights that learned little since; each is looked at in 16 places."""
 
 
-async def earn(school: School, number: int) -> None:
+@dataclass
+class Sale:
+    """The provider of the second half, and who deals with it. audit: of what that moves."""
+
+    school: School
+    user: Lightning
+    seller: Lightning
+    follower: Follower
+    audit: Audit
+
+    def client(self, *copies: Path) -> AbstractAsyncContextManager[sdk.Client]:
+        """With copies of the weights some bytes of each answer are computed again."""
+        demo = self.school.demo
+        return sdk.connect(
+            demo.url,
+            demo.socket("user"),
+            settings=ClientSettings(provider=demo.url, models=copies),
+            chain=FollowedChain(self.follower),
+        )
+
+
+@asynccontextmanager
+async def selling(school: School, number: int) -> AsyncIterator[Sale]:
+    """The provider follows the chain and has the channels that it needs. Meanwhile somebody tries
+    to become the next trainer."""
     step(number, "The provider serves the newest version, and its makers are paid for every answer")
-    demo = school.demo
+    demo, node = school.demo, ("127.0.0.1", school.producer.port)
     await asyncio.to_thread(demo.provider.stop)
     for rich in ("provider", "producer"):
         recorder.gives(rich, COINS)
     await demo.network.up(["provider", "producer"], COINS)
+    audit = Audit(demo, ["user", "provider", "producer", *(t.name for t in school.trainers)])
+    await audit.begin()
     async with AsyncExitStack() as stack:
         user, seller = [
             await stack.enter_async_context(Lightning(demo.socket(name)))
             for name in ("user", "provider")
         ]
         await channels(school, user, seller)
-        copy = library_path(school, (await school.state()).confirmed.infohash)
-        demo.start_provider(
+        await resume(await challenger(school), school)
+        await asyncio.to_thread(
+            demo.start_provider,
             *("--follow", school.model, "--chain", school.producer.address, "--name", "oda-learnt"),
             settings={"SETTLE_SECONDS": "2", "SMALLEST_SHARE_MSAT": "1"},
         )
-        follower = await stack.enter_async_context(
-            follow(params.REGTEST, [("127.0.0.1", school.producer.port)])
-        )
-        client = await stack.enter_async_context(
-            sdk.connect(
-                demo.url,
-                demo.socket("user"),
-                # With a copy of the weights, some bytes of each answer are computed again.
-                settings=ClientSettings(provider=demo.url, models=(copy,)),
-                chain=FollowedChain(follower),
-            )
-        )
+        follower = await stack.enter_async_context(follow(params.REGTEST, [node]))
+        yield Sale(school, user, seller, follower, audit)
+
+
+async def challenger(school: School) -> Party:
+    """A trainer who is not paid for the version that is served."""
+    paid = await name_of(school, (await school.state()).confirmed.trainer)
+    return next(trainer for trainer in school.trainers if trainer.name != paid)
+
+
+async def earn(sale: Sale) -> None:
+    school = sale.school
+    copy = library_path(school, (await school.state()).confirmed.infohash)
+    async with sale.client(copy) as client:
         for seed, question in enumerate((PROMPT, "How does a loop end?")):
-            console.print(f"   [bold]{question}[/]\n   ", end="")
-            answer = recorder.answer(client, question, seed=seed, max_tokens=200, temperature=0.6)
-            async with aclosing(answer) as events:
-                async for event in events:
-                    if isinstance(event, sdk.Text):
-                        console.print(event.text.replace("\n", "\n   "), end="", markup=False)
-            console.print()
-        (refund,) = await client.close()
-        checked = await until(lambda: settled(client, refund.session), "the shares", 60)
-        await told(school, checked)
-        await meet_a_cheat(school, seller, follower)
+            await ask(client, question, seed)
+        await told(school, await receipt(client))
+        note("That is all that was spent; the user has checked the receipt against its own")
+        note("transcript and the chain.")
+    await meet_a_cheat(school, sale.seller, sale.follower)
+
+
+async def ask(client: sdk.Client, question: str, seed: int) -> None:
+    console.print(f"   [bold]{question}[/]")
+    answer = recorder.answer(client, question, seed=seed, max_tokens=200, temperature=0.6)
+    async with aclosing(shown(answer)) as events:
+        async for _ in events:
+            pass
+
+
+async def receipt(client: sdk.Client) -> Checked:
+    """Close the session; -> what its receipt proves when nothing is owed any more."""
+    (refund,) = await client.close()
+    return await until(lambda: settled(client, refund.session), "the shares", 60)
 
 
 async def meet_a_cheat(school: School, seller: Lightning, follower: Follower) -> None:
@@ -103,9 +148,10 @@ async def meet_a_cheat(school: School, seller: Lightning, follower: Follower) ->
         chain = FollowedChain(follower)
         try:
             async with sdk.connect(url, socket, settings=settings, chain=chain) as client:
-                given = {"seed": 3, "max_tokens": 200, "temperature": 0.7}
-                async for _ in recorder.answer(client, PROMPT, **given):
-                    pass
+                given = {"max_tokens": 200, "temperature": 0.7}
+                for seed in range(CHANCES):
+                    async for _ in recorder.answer(client, PROMPT, seed=seed, **given):
+                        pass
         except BadAnswer as caught:
             school.caught("A provider of older weights", caught.reason, str(caught))
             note(f"A cheaper provider of the same weights: {caught.reason}. {caught}")
@@ -138,29 +184,31 @@ async def settled(client: sdk.Client, session: int) -> Checked | None:
     return None if checked.carried else checked
 
 
-async def told(school: School, checked: Checked) -> None:
-    """Who got what, by the receipt: each line is proven by an invoice that its payee signed."""
+async def told(school: School, *receipts: Checked, heads: Sequence[str] = ("msat",)) -> None:
+    """Who got what, by receipts: each line is proven by an invoice that its payee signed."""
     learned = school.learned
-    learned.receipts_verified += 1
-    table = Table("to", "msat", box=None)
-    table.add_row("provider", f"{checked.provider_msat:,}")
-    recorder.share(checked.session, "provider", "provider", checked.provider_msat)
-    for key, amount in sorted(checked.paid.items()):
-        who = await name_of(school, key)
-        table.add_row(who, f"{amount:,}")
-        role = "producer" if who == "producer" else "trainer"
-        recorder.share(checked.session, who, role, amount)
-        if role == "producer":
-            learned.producer_msat = Msat(learned.producer_msat + amount)
-        else:
-            learned.trainer_msat = Msat(learned.trainer_msat + amount)
-    table.add_row("spent", f"{checked.spent_msat:,}")
+    rows: dict[str, list[int]] = {"provider": [each.provider_msat for each in receipts]}
+    for index, checked in enumerate(receipts):
+        learned.receipts_verified += 1
+        recorder.share(checked.session, "provider", "provider", checked.provider_msat)
+        for key, amount in checked.paid.items():
+            who = await name_of(school, key)
+            rows.setdefault(who, [0] * len(receipts))[index] += amount
+            role = "producer" if who == "producer" else "trainer"
+            recorder.share(checked.session, who, role, amount)
+            if role == "producer":
+                learned.producer_msat = Msat(learned.producer_msat + amount)
+            else:
+                learned.trainer_msat = Msat(learned.trainer_msat + amount)
+        whole = checked.provider_msat + sum(checked.paid.values())
+        learned.shares_conserved &= whole == checked.spent_msat
+    rows["spent"] = [each.spent_msat for each in receipts]
+    table = Table("to", box=None)
+    for head in heads:
+        table.add_column(head, justify="right")
+    for who, amounts in rows.items():
+        table.add_row(who, *(f"{amount:,}" for amount in amounts))
     console.print(table)
-    total = checked.provider_msat + sum(checked.paid.values())
-    learned.shares_conserved = total == checked.spent_msat
-    same = "is" if learned.shares_conserved else "IS NOT"
-    note(f"That {same} all that was spent; the user has checked the receipt against its own")
-    note("transcript and the chain.")
 
 
 async def agree(school: School, number: int) -> None:
@@ -184,9 +232,10 @@ async def agree(school: School, number: int) -> None:
     note(f"Its tip is {tip[:32]}…, as everybody's.")
 
 
-async def desert(school: School, number: int) -> None:
+async def desert(school: School, audit: Audit, number: int) -> None:
     step(number, "The provider is gone for good, and the user leaves without it")
     demo = school.demo
+    await audit.settle()
     for victim in (demo.provider, demo.network.node("provider").daemon):
         await asyncio.to_thread(victim.kill)
     async with Lightning(demo.socket("user")) as user:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +34,7 @@ from regtest.school import (
 from sidechain import api
 from sidechain.primitives import Reveal
 
-IMPROVEMENTS: Final = 4
+IMPROVEMENTS: Final = 3
 TRAIN_SECONDS: Final = 3.0
 PROMPT: Final = "What is a list?"
 
@@ -72,16 +74,11 @@ async def publish(school: School, number: int) -> None:
 async def compete(school: School, number: int) -> None:
     step(number, "Two trainers compete: who commits better weights first, is in the next block")
     for trainer in school.trainers:
-        trainer.start(
-            *("train", school.model, "--connect", school.producer.address),
-            *("--port", str(trainer.port), "--seconds", str(TRAIN_SECONDS)),
-            *("--pay-to", trainer.name, "--json"),
-        )
+        train(trainer, school)
     await asyncio.gather(*(until(lambda t=t: answers(t), t.name, 60) for t in school.trainers))  # type: ignore[misc]  # mypy can't infer a lambda's default
     await asyncio.gather(
         *(t.oda("payee", "register", "--node", t.name, "--url", t.url) for t in school.trainers)
     )
-    opening = asyncio.create_task(open_shards(school, school.model, school.keys))
     shown: set[str] = set()
 
     async def enough() -> bool:
@@ -98,18 +95,13 @@ async def compete(school: School, number: int) -> None:
         waiting = await school.node("/mempool", dict[str, Any])
         return (await school.state()).provisional is None and not waiting["transactions"]
 
-    try:
+    async with opening(school, school.model, school.keys):
         await until(enough, f"{IMPROVEMENTS} improvements")
         # Whoever trains on now would only make the accounts harder to follow.
         for trainer in school.trainers:
             await pause(trainer, school)
         await until(quiet, "the last improvement to be decided")
-    finally:
-        opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)
     state = await school.state()
-    school.learned.blocks = len(shown)
-    school.learned.score_after = state.confirmed.score
     plot(
         [
             (p.version.height, school.per_byte(p.version.score))
@@ -117,6 +109,20 @@ async def compete(school: School, number: int) -> None:
             if p.state == "confirmed"
         ]
     )
+
+
+def train(trainer: Party, school: School) -> None:
+    trainer.start(
+        *("train", school.model, "--connect", school.producer.address),
+        *("--port", str(trainer.port), "--seconds", str(TRAIN_SECONDS)),
+        *("--pay-to", trainer.name, "--json"),
+    )
+
+
+async def resume(trainer: Party, school: School) -> None:
+    """What pause() has ended."""
+    await asyncio.to_thread(trainer.daemon.stop)
+    train(trainer, school)
 
 
 async def pause(trainer: Party, school: School) -> None:
@@ -129,8 +135,25 @@ async def pause(trainer: Party, school: School) -> None:
     await until(lambda: answers(trainer), f"the {trainer.name}'s node", 60)
 
 
-async def open_shards(school: School, model: str, keys: Path) -> None:
-    """A model's owner reveals a sealed part whenever an improvement waits for its proof."""
+def improvements(state: api.Model) -> int:
+    """That were confirmed."""
+    return sum(past.state == "confirmed" for past in state.versions) - 1
+
+
+@asynccontextmanager
+async def opening(school: School, model: str, keys: Path) -> AsyncIterator[None]:
+    """While the block of code runs, a model's owner reveals a sealed part whenever an improvement
+    waits for its proof."""
+    task = asyncio.create_task(_open_shards(school, model, keys))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _open_shards(school: School, model: str, keys: Path) -> None:
     while True:
         state = await school.node(f"/models/{model}", api.Model)
         if state.provisional is not None:
@@ -166,7 +189,7 @@ async def side_by_side(school: School, number: int) -> None:
     first, newest = state.versions[0].version, state.confirmed
     said = [await asyncio.to_thread(says, school, v.infohash) for v in (first, newest)]
     learned = school.learned
-    table = Table("", "as published", f"after {learned.blocks} improvements", box=None)
+    table = Table("", "as published", f"after {improvements(state)} improvements", box=None)
     table.add_row("answer", *(repr(text) for text in said))
     bits = [f"{school.per_byte(v.score) / math.log(2):.2f}" for v in (first, newest)]
     table.add_row("bits per byte", *bits)
@@ -212,12 +235,8 @@ async def cheating(school: School, number: int) -> None:
         score = await asyncio.to_thread(learnt.score)
         note(f"By heart: {school.per_byte(score):.3f} nats/byte on what is scored, and it is true.")
         await he.send(he.reveal(learnt.weights_root, learnt_hash, score))
-        opening = asyncio.create_task(open_shards(school, school.model, school.keys))
-        try:
+        async with opening(school, school.model, school.keys):
             fate = await until(lambda: fate_of(school, learnt.weights_root), "the sealed part")
-        finally:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
         if fate == "withdrawn":
             school.caught("One who learns by heart", fate, "A sealed part of the data, once open.")
         note(f"Then a sealed part was opened, and the version was {fate}.")

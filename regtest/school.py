@@ -10,7 +10,8 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,6 +21,7 @@ from rich.console import Console
 from channels.errors import OdaError
 from channels.lightning import Lightning
 from channels.units import Msat, Sat
+from client import sdk
 from regtest.daemon import Daemon, free_port
 from regtest.network import Network
 from regtest.record import Score
@@ -46,6 +48,28 @@ def step(number: int, text: str) -> None:
 
 def note(text: str) -> None:
     console.print(f"   [dim]{text}[/]")
+
+
+def sats(amount: int) -> str:
+    """Of msat, to the msat."""
+    sign = "-" if amount < 0 else ""
+    return f"{sign}{abs(amount) // 1000:,}.{abs(amount) % 1000:03}"
+
+
+async def shown(answer: AsyncGenerator[sdk.Event, None]) -> AsyncGenerator[sdk.Event, None]:
+    """The same events, and the answer printed as it comes, with a mark for every top-up."""
+    console.print("   ", end="")
+    try:
+        async with aclosing(answer) as events:
+            async for event in events:
+                match event:
+                    case sdk.Text(part):
+                        console.print(part.replace("\n", "\n   "), end="", markup=False)
+                    case sdk.TopUp():
+                        console.print("[yellow]+[/]", end="")
+                yield event
+    finally:
+        console.print()
 
 
 async def until(holds: Callable[[], Awaitable[T | None]], what: str, within: float = WITHIN) -> T:
@@ -185,7 +209,8 @@ class Learned:
     trainer_msat: Msat = Msat(0)
     producer_msat: Msat = Msat(0)
     receipts_verified: int = 0
-    shares_conserved: bool = False
+    shares_conserved: bool = True
+    served_after_seconds: float = 0.0
     forced_close_sat: Sat = Sat(0)
 
 
