@@ -418,7 +418,10 @@ class Answer:
             return
         if offers:
             session.offered(offers)
+        told = data.get("promptTokens")
         unpaid = 0 if self._output else self.question.max_input
+        if isinstance(told, int):
+            unpaid = max(0, min(unpaid, told))
         step = session.value.need_topup(unpaid, session.now())
         effects = session.apply(step, self._progress())
         if effects:

@@ -21,7 +21,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     max_request_sat: for one answer; max_session_sat: paid into one session; max_hour_sat,
     max_day_sat: paid in 60 minutes and per day (UTC), less what came back.
-    max_exposure_sat: what a provider may owe at any instant (D).
+    max_exposure_sat: what a provider may owe at any instant (D, and long questions).
     max_input_msat, max_output_msat: the price of a token.
     routing_fee_percent: of a deposit that has to cross other nodes; at least 1 sat is allowed.
     channel_sat: the size of a channel that `oda open` opens.

@@ -27,7 +27,8 @@ class Caps:
 
     payee: the node that must be paid (33 bytes), None where the user can't know it.
     direct: whether deposits go over one channel, with nobody in between who sees a preimage.
-    max_exposure: the most that the provider may owe at any instant, D.
+    max_exposure: the most that the provider may owe at any instant: D, and what a question costs
+        beyond its first step of prefill.
     max_session: the most that is paid into one session.
     min_trainer_ppm, min_producers_ppm: the least that must be passed on to those who made the
     model, in millionths of what is spent.
@@ -137,7 +138,7 @@ class ClientSession:
     """One session with one provider, for one model.
 
     served: the price of everything received so far.
-    prefill: input that was asked for, must be covered first and was not charged yet: a step.
+    prefill: input that was asked for, must be covered first and was not charged yet.
     max_exposure: the highest `exposure` there ever was.
     latest: the last challenge seen; `fresh`: whether no bearer request has used it.
     provenances: those of all challenges, in the order in which they were first seen.
@@ -181,7 +182,7 @@ class ClientSession:
 
     @property
     def exposure_limit(self) -> Msat:
-        """D, plus the one step of prefill that is being waited for."""
+        """D, plus the input that is being waited for."""
         return Msat((self.terms.exposure_limit if self.terms else 0) + self.prefill)
 
     @property
@@ -363,12 +364,23 @@ class ClientSession:
 
         input_tokens: the input of this request that is still to be paid, by our own bound on it;
         0 once the answer has begun. Raises RemoteProtocolError where the provider wants more
-        though more than D/2 is unspent: leave it.
+        though more than D/2 is unspent: leave it; LocalProtocolError where the input costs more
+        than may be at risk.
         """
         if self.terms is None or self.phase is not Phase.OPEN:
             raise LocalProtocolError("not-open", "This session is not open.")
-        session = replace(self, prefill=self.terms.prefill_cost(input_tokens))
+        whole = self.terms.cost(input_tokens, 0)
+        # One step always, and the rest as far as the user's cap allows.
+        room = self.caps.max_exposure - self.terms.exposure_limit
+        allowed = Msat(min(whole, max(self.terms.prefill_cost(input_tokens), room)))
+        session = replace(self, prefill=allowed)
         if session.outstanding is None and not session.is_topup_due:
+            if allowed < whole:
+                raise LocalProtocolError(
+                    "exposure-limit",
+                    f"The question may cost {whole} msat before it is answered, which is more "
+                    "than your cap on what may be at risk allows.",
+                )
             raise RemoteProtocolError(
                 "topup-not-due",
                 f"The provider asks for a top-up though {session.exposure} msat are unspent.",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from channels.errors import OdaError
+from channels.units import Sat
 from client.answer import Chunk, Done, Event
 from client.sdk import Client
 from provider.upstream import UpstreamEngine
@@ -63,6 +64,27 @@ async def test_both_count_the_same(
     assert refund.spent_msat == cost.spent_msat
     assert refund.received_msat == refund.paid_msat - refund.spent_msat
     assert refund.unaccounted_msat == 0
+
+
+@pytest.mark.parametrize(("tokens", "cap"), [(3_000, 1_000), (9_000, 1_000), (3_000, 100)])
+async def test_long_questions(
+    shop: Shop, fake: FakeUpstream, tmp_path: Path, tokens: int, cap: int
+) -> None:
+    """They are paid before they are read, as far as the user's cap allows."""
+    fake.prompt_tokens = tokens
+    fake.script = [OPENING, *letters(40), chunk("stop"), usage_chunk(40, tokens), DONE]
+    node = UserNode(shop.node)
+    async with client_of(shop, node, tmp_path, max_exposure_sat=Sat(cap)) as client:
+        if cap < 1_000:
+            with pytest.raises(OdaError) as refused:
+                await bought(client, prompt="word " * tokens)
+            assert refused.value.reason == "exposure-limit"
+            assert not fake.answered
+        else:
+            events = await bought(client, prompt="word " * tokens)
+            assert done(events).cost.spent_msat == tokens * 50 + 40 * 250
+        [refund] = await client.close()
+        assert refund.received_msat == refund.paid_msat - refund.spent_msat
 
 
 async def test_a_call_of_a_tool(client: Client, fake: FakeUpstream) -> None:

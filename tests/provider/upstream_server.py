@@ -63,6 +63,7 @@ class FakeUpstream:
         self.names = ["letters"]
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.prompt_tokens = PROMPT_TOKENS
         self.listed = 0
         self.running = 0
         self.most_running = 0
@@ -127,7 +128,8 @@ class FakeUpstream:
     def _parts(self, request: web.Request, document: dict[str, Any]) -> Sequence[bytes | str]:
         limit = _limit(document)
         if limit == 1:
-            return [OPENING, chunk(content="a"), chunk("length"), usage_chunk(1), DONE]
+            counted = usage_chunk(1, self.prompt_tokens)
+            return [OPENING, chunk(content="a"), chunk("length"), counted, DONE]
         if self.script is not None:
             return self.script
         if request.path.endswith("/chat/completions"):

@@ -212,6 +212,26 @@ def test_prefill_may_be_covered_beyond_d() -> None:
     assert value.exposure_limit == 16_000
 
 
+def test_a_long_question_is_covered_as_far_as_the_cap_allows() -> None:
+    asked = TERMS.cost(5000, 0)
+    value = replace(opened(), caps=replace(CAPS, max_exposure=Msat(16_000 + asked)))
+    value, effects = value.need_topup(5000, NOW)
+    assert isinstance(effects[1], PayInvoice)
+    assert value.exposure_limit == 16_000 + asked
+    # With less it is one step, and when that is covered there, the question is too long.
+    value = replace(opened(), caps=replace(CAPS, max_exposure=Msat(15_999 + asked)))
+    assert value.need_topup(5000, NOW)[0].exposure_limit == 15_999 + asked
+    value, _ = opened().need_topup(5000, NOW)
+    assert value.exposure_limit == 16_000 + TERMS.prefill_cost(5000)
+    (first, second) = value.deposits
+    paid = replace(second.payable, amount=Sat(111))
+    rest = Deposit(paid, "topUp", DepositStatus.CLAIMED)
+    value = replace(value, deposits=(first, rest))
+    with pytest.raises(LocalProtocolError) as refused:
+        value.need_topup(5000, NOW)
+    assert refused.value.reason == "exposure-limit"
+
+
 def test_a_provider_that_asks_for_more_than_is_due() -> None:
     value = opened()
     value, _ = value.top_up(NOW)
