@@ -136,4 +136,4 @@ def _part(gaps: Sequence[float], part: float) -> str:
 
 def _ended(how: str) -> Element:
     kinds = {COMPLETE: badge("confirmed", COMPLETE), LEFT: badge("provisional", "left by the user")}
-    return kinds[how] if how in kinds else el("span", said(how, 60), class_="badge failed")
+    return kinds[how] if how in kinds else el("code", said(how, 60), class_="bad")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -21,6 +21,7 @@ UNDER_WAY: Final = ("waiting", "claiming")
 """Outputs of a closed channel that are a node's own and not yet among its coins."""
 GONE: Final = ("ONCHAIN", "CLOSED")
 """lightningd goes on listing channels in these states; their coins are elsewhere."""
+State: TypeAlias = Literal["confirmed", "provisional", "withdrawn"]
 COMPLETE, LEFT = "complete", "left"
 
 
@@ -50,8 +51,8 @@ class Gift(msgspec.Struct, frozen=True):
 
 
 class Score(msgspec.Struct, frozen=True):
-    """A version of a model. state: confirmed, provisional or withdrawn. shown: the score per unit,
-    for people to read. key: of who made it; who: the name, where it is known."""
+    """A version of a model. shown: the score per unit, for people to read. key: of who made it;
+    who: the name, where it is known."""
 
     model: str
     height: int
@@ -60,7 +61,7 @@ class Score(msgspec.Struct, frozen=True):
     unit: str
     who: str
     key: str
-    state: str
+    state: State
 
 
 class Paid(msgspec.Struct, frozen=True):

@@ -32,14 +32,14 @@ def sats_over_time(record: Record) -> list[Element]:
     together = lines(series.values(), across, _up(series.values()), label, rules=_rules(record))
     legend = el(
         "p",
-        [el("span", swatch(each.colour), said(party)) for party, each in series.items()],
+        [el("span", swatch(each.colour), said(party, 40)) for party, each in series.items()],
         el("span", "A line breaks off while a node is down. Dashes are the steps."),
         class_="legend",
     )
     small = [
         el(
             "figure",
-            el("figcaption", swatch(each.colour), el("b", said(party)), _gained(known[party])),
+            el("figcaption", swatch(each.colour), el("b", said(party, 40)), _gained(known[party])),
             lines(
                 [each],
                 across,
@@ -104,7 +104,7 @@ def _holdings(record: Record) -> Element:
         shown: tuple[Child, ...] = ("unknown", "unknown")
         if has is not None:
             shown = (sats(has), _signed(has - given))
-        name = [swatch(colour(record, party)), said(party)]
+        name = [swatch(colour(record, party)), said(party, 40)]
         rows.append(Row(party, (name, sats(given), *shown)))
     fees = _signed(all_given - all_held) if is_known else "unknown"
     rows.append(Row("miners", ("miners, for transactions", "–", "–", fees)))

@@ -17,6 +17,7 @@ from regtest.record import (
     Record,
     Score,
     Share,
+    State,
     Step,
 )
 
@@ -108,13 +109,15 @@ BALANCES = tuple(
     )
 )
 
-SCORES = tuple(
-    Score("oda-learnt", height, score, score / 10**8, "nats/byte", who, key, state)
-    for height, score, who, key, state in (
-        (3, 554_000_000, "producer", "55" * 32, "confirmed"),
-        (9, 420_000_000, "trainer", TRAINER, "confirmed"),
-        (14, 391_000_000, "rival", RIVAL, "confirmed"),
-        (20, 120_000_000, CHEAT[:16], CHEAT, "withdrawn"),
-        (26, 350_123_456, "rival", RIVAL, "confirmed"),
-    )
+
+def version(height: int, score: int, who: str, key: str, state: State = "confirmed") -> Score:
+    return Score("oda-learnt", height, score, score / 10**8, "nats/byte", who, key, state)
+
+
+SCORES = (
+    version(3, 554_000_000, "producer", "55" * 32),
+    version(9, 420_000_000, "trainer", TRAINER),
+    version(14, 391_000_000, "rival", RIVAL),
+    version(20, 120_000_000, CHEAT[:16], CHEAT, "withdrawn"),
+    version(26, 350_123_456, "rival", RIVAL),
 )
