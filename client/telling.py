@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any, Final
 
 from channels.errors import OdaError
@@ -60,14 +60,25 @@ async def look_at(shared: Settings, settings: ClientSettings, sessions: Sequence
                 await fair.checking.session(number)
 
 
-async def keep_looking(fair: Market, say: Callable[[str], None] = log.warning) -> None:
-    """For ever, for what runs for long: `say` gets a sentence for every lie and unpaid share."""
-    while True:
-        await look(fair)
-        with untold(fair.store) as news:
-            for check in news:
-                say(sentence(check, fair.store.session(check.session).provider))
-        await asyncio.sleep(TICK)
+@asynccontextmanager
+async def looking(fair: Market, say: Callable[[str], None] = log.warning) -> AsyncIterator[None]:
+    """Look again and again while the block runs; `say` gets a sentence for whatever is bad."""
+
+    async def keep_looking() -> None:
+        while True:
+            await look(fair)
+            with untold(fair.store) as news:
+                for check in news:
+                    say(sentence(check, fair.store.session(check.session).provider))
+            await asyncio.sleep(TICK)
+
+    task = asyncio.create_task(keep_looking())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from client.gateway.settings import GatewaySettings
 from client.market import market
 from client.sdk import Client, connect
 from client.settings import ClientSettings, lightning_rpc_file
-from client.telling import keep_looking
+from client.telling import looking
 
 SHUTDOWN: Final = 5.0
 """Seconds that running answers get to end."""
@@ -48,6 +48,7 @@ async def assembled(
     async with AsyncExitStack() as stack:
         lightning = await stack.enter_async_context(Lightning(lightning_rpc_file(shared)))
         fair = await stack.enter_async_context(market(shared, client, named=named))
+        await stack.enter_async_context(looking(fair))
 
         def new_client(seller: Seller) -> AbstractAsyncContextManager[Client]:
             return connect(
@@ -58,9 +59,6 @@ async def assembled(
                 chain=fair.chain,
                 budget=budget,
             )
-
-        looking = asyncio.create_task(keep_looking(fair))
-        stack.push_async_callback(_ended, looking)
 
         async def is_ready() -> bool:
             try:
@@ -78,11 +76,6 @@ async def assembled(
             is_ready,
             one_at_a_time(open_channel) if open_channel is not None else None,
         )
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def one_at_a_time(open_channel: OpenChannel) -> OpenChannel:

@@ -22,9 +22,13 @@ from typer.testing import CliRunner
 from channels import lightning_answers as answers
 from channels.bolt import keys
 from channels.lightning import LightningError, PaymentFailed
+from channels.settings import load_settings
 from channels.terminal import ExitCode
 from client import cli
 from client.checking import Checking
+from client.market import market
+from client.settings import load_client_settings
+from client.telling import looking
 from tests.client.fakes import Shop, UserNode
 from tests.client.small_chain import SmallChain
 from tests.provider.fakes import MODEL
@@ -487,3 +491,20 @@ def test_without_the_chain_it_is_said_what_to_set(house: House) -> None:
 def test_receipts_of_sessions_that_are_not_there(house: House, village: Village) -> None:
     assert house.document("receipt", "list") == (ExitCode.OK, [])
     assert house.fails("receipt", "check", "7") == (ExitCode.NOT_FOUND, "not-found")
+
+
+async def test_what_runs_for_long_says_it_too(house: House, village: Village) -> None:
+    await asyncio.to_thread(house.oda, *CHAT)
+    await asyncio.to_thread(house.oda, "close")
+    village.ahead = 1200
+    said: list[str] = []
+    heard = asyncio.Event()
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        heard.set()
+
+    async with market(load_settings(), load_client_settings()) as fair, looking(fair, say):
+        await heard.wait()
+    assert len(said) == 1
+    assert "were not paid to those who made the model" in said[0]
