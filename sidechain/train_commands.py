@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from sidechain.shard_keys import ShardKeys
     from sidechain.trainer import Trainer
 
-EXIT_CODES.update({"trainer-is-opener": ExitCode.USAGE, "bad-data": ExitCode.USAGE})
+USAGE: Final = ("trainer-is-opener", "bad-data", "bad-device")
+EXIT_CODES.update(dict.fromkeys(USAGE, ExitCode.USAGE))
 
 BEHIND: Final = 2
 """Blocks that a node may lack and yet train: some may be headers that nobody has a body of."""

@@ -69,7 +69,7 @@ class Improving:
             self.network = Network(architecture)
         if start is not None:
             self.network.load_state_dict(dequantise(start))
-        self.network.to(device)
+        self.network.on(device)
         module: nn.Module = _Loss(self.network, objective)
         if world.size > 1:
             module = DistributedDataParallel(module)

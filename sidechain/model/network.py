@@ -32,6 +32,11 @@ class Network(nn.Module):
             owner.register_parameter(last, self._weights[name])
         self._floats = Floats(self._weights)
 
+    def on(self, device: str) -> None:
+        """As to(), which gives a module other parameters where a device needs that."""
+        self.to(device)
+        self._weights.update(self.named_parameters())
+
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, *input_shape) -> (batch, *output_shape)"""
         return self.architecture.forward(self._floats, inputs)

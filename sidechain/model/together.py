@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 import torch
 
+from channels.errors import UserError
 from sidechain.model import objective as objectives
 from sidechain.model import parts, registry, weights
 from sidechain.model.search import Base, Candidate, Look, Plan, Search
@@ -61,8 +62,17 @@ _END: Final = b""
 
 
 def best_device(world: World, wish: str | None = None) -> str:
-    """torch's name of what to train on: what was wished for, else a GPU if there is one."""
+    """torch's name of what to train on: what was wished for, else a GPU if there is one.
+
+    Raises UserError("bad-device") for a wish that can't be had.
+    """
     if wish is not None:
+        try:
+            torch.zeros(1, device=wish).item()
+        except (RuntimeError, AssertionError, NotImplementedError):  # each device has its own
+            raise UserError(
+                "bad-device", f"torch can't train on {wish!r} here; leave out --device."
+            ) from None
         return wish
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return f"cuda:{world.rank % count}" if count else "cpu"

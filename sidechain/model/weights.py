@@ -42,10 +42,11 @@ def quantise(floats: Mapping[str, Tensor]) -> Quantised:
     for name, tensor in floats.items():
         if not bool(torch.isfinite(tensor).all()):
             raise _bad(f"the tensor {name[:100]} holds numbers that are not finite")
-        scaled = torch.round(tensor.detach().double() * 2.0**WEIGHT_BITS)
+        # Not every device has float64.
+        scaled = torch.round(tensor.detach().cpu().double() * 2.0**WEIGHT_BITS)
         inside = scaled.clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT - 1)
         clamped += int((inside != scaled).sum())
-        weights[name] = inside.short().contiguous().cpu()
+        weights[name] = inside.short().contiguous()
     return Quantised(weights, clamped)
 
 

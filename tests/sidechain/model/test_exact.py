@@ -67,15 +67,6 @@ def test_the_same_scores_with_every_number_of_threads(here: dict[str, str]) -> N
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_same_scores_on_a_gpu() -> None:
-    for architecture, objective, part in models.CASES.values():
-        for kind in ("small", "any", "largest"):
-            weights = models.weights(architecture, kind)
-            on_gpu = exact.sample_losses(architecture, objective, weights, part, device="cuda")
-            assert on_gpu == exact.sample_losses(architecture, objective, weights, part)
-
-
 @pytest.mark.parametrize("name", models.CASES)
 def test_exact_and_float_scores_are_close(name: str) -> None:
     architecture, objective, part = models.CASES[name]
