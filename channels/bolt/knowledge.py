@@ -180,6 +180,17 @@ class Knowledge:
             permanent = code & PERM and not code & BADONION
             self.avoid_channel(channel, UnixTime(now + (FOR_LONG if permanent else A_WHILE)))
 
+    def forgive(self, source: bytes, route: Sequence[Hop], at: int) -> None:
+        """What `failed` learned when hop `at` spoke may have passed: both may be tried again.
+
+        -1 is we ourselves: our own peer was away.
+        """
+        if at >= 0:
+            self._bad_nodes.pop(route[at].node_id, None)
+        for channel in list(directed_channels(source, route))[at + 1 : at + 2]:
+            lesson = self._lesson(channel)
+            lesson.upper, lesson.bad_until = None, 0
+
     def avoid_channel(self, channel: DirectedChannel, until: UnixTime) -> None:
         lesson = self._lesson(channel)
         lesson.bad_until = max(lesson.bad_until, until)

@@ -106,6 +106,7 @@ class Node:
         for row in self.store.load_channels():
             if not row.closed:
                 self.add_channel(self.restored(row))
+        self.payments.start()
         self.gossip.start()
         self.onchain.start()
         self.tracker.start()
@@ -122,6 +123,7 @@ class Node:
         await self.tracker.stop()
         await self.gossip.stop()
         self.invoices.held.stop()
+        self.payments.stop()
         await self.turn.committed()
 
     @staticmethod

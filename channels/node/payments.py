@@ -1,8 +1,9 @@
 """Paying: routes are tried until the payee has it all, and each attempt teaches the next ones.
 
 A payment is pending, complete or failed in the store; a caller that stops waiting changes nothing.
-It is pending exactly as long as an attempt is: the end of one and the beginning of the next share
-a turn. After a restart nobody waits, so nothing new is tried, and what is under way ends it.
+It is pending as long as an attempt is, or is to come: the end of one and the beginning of the next
+share a turn, unless it waits a little for something to pass. After a restart nobody waits, so
+nothing new is tried, and what is under way ends it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from channels.bolt.features import Feature, offers
 from channels.bolt.invoice import Invoice, check_payable
 from channels.bolt.invoice_fields import RouteHop
 from channels.bolt.onion import FailureCode
+from channels.bolt.retrying import Patience, may_pass
 from channels.bolt.route import Hop, Knowledge, NoRoute, directed_channels, find_parts
 from channels.errors import LocalProtocolError, UserError
 from channels.node.attempts import Fault, ForPayee, decode_route, encode_route, offer, read_fault
@@ -64,7 +66,8 @@ class Paid:
 class Goal:
     """What a payment is to achieve, and what it may cost; kept in memory while a caller may wait.
 
-    `give_up` is the reason to try nothing more.
+    `give_up` is the reason to try nothing more. `passing` are the failures that may have passed at
+    the next look, as routes and hops that spoke, and `timer` is when that is.
     """
 
     payee: bytes
@@ -74,12 +77,20 @@ class Goal:
     hints: Sequence[Sequence[RouteHop]]
     maxfee: Msat
     max_parts: int
-    deadline: float
+    patience: Patience
     groupid: int | None = None
     next_partid: int = 0
     unfit: set[int] = field(default_factory=set)
+    passing: set[tuple[tuple[Hop, ...], int]] = field(default_factory=set)
+    timer: asyncio.TimerHandle | None = None
     give_up: RpcMethodError | None = None
     last_fault: str = ""
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 def default_maxfee(amount: Msat) -> Msat:
@@ -96,6 +107,19 @@ class Payments:
         self._changed = asyncio.Event()
         self.learned = Knowledge()
 
+    def start(self) -> None:
+        """What waited to be tried again when the node ended has failed: nothing of it is left."""
+        store = self._node.store
+        for row in store.list_payments("pending"):
+            if not store.attempts(row.payment_hash, "pending"):
+                code, why = RpcErrorCode.PAY_STOPPED_RETRYING, "The node was restarted meanwhile"
+                store.fail_payment(row.payment_hash, int(code), why, self._node.now())
+                self._node.turn.begin()
+
+    def stop(self) -> None:
+        for goal in self._goals.values():
+            goal.stop()
+
     async def pay(
         self,
         text: str,
@@ -109,6 +133,8 @@ class Payments:
         self._check(invoice)
         assert invoice.payment_secret is not None, "check_payable refuses an invoice without"
         split = offers(invoice.features, Feature.BASIC_MPP)
+        # BOLT 11: nothing is tried any more once the invoice has expired.
+        seconds = min(retry_for, invoice.timestamp + invoice.expiry - self._node.now())
         goal = Goal(
             payee=invoice.payee,
             for_payee=ForPayee(
@@ -122,7 +148,7 @@ class Payments:
             hints=invoice.routes,
             maxfee=default_maxfee(amount) if maxfee is None else maxfee,
             max_parts=MAX_PARTS if split else 1,
-            deadline=asyncio.get_running_loop().time() + retry_for,
+            patience=Patience(asyncio.get_running_loop().time() + seconds),
         )
         return await self.reach(goal)
 
@@ -234,7 +260,7 @@ class Payments:
         Parts of it may be under way then all the same; `pending` names them too.
         """
         total = goal.for_payee.total_msat
-        while missing := total - sum(attempt.amount_msat for attempt in pending):
+        while (missing := total - sum(attempt.amount_msat for attempt in pending)) > 0:
             budget = goal.maxfee - sum(a.amount_sent_msat - a.amount_msat for a in pending)
             routes = self._routes(goal, Msat(missing), Msat(budget), goal.max_parts - len(pending))
             for route in routes:
@@ -373,18 +399,60 @@ class Payments:
             if effect.on_chain or not self._may_retry(goal, attempt, fault, effect):
                 goal.give_up = error
             else:
-                try:
-                    self._send(goal, pending)
-                except RpcMethodError as refused:
-                    goal.give_up = refused
-        if pending:
+                if effect.unsent or (may_pass(fault.failure) and fault.at is not None):
+                    at = -1 if fault.at is None else fault.at
+                    goal.passing.add((decode_route(attempt.hops), at))
+                self._try(goal, pending)
+        self._conclude(payment_hash, pending, error)
+
+    def _try(self, goal: Goal, pending: list[AttemptRow]) -> None:
+        """Offer what is not under way yet; without a way for it, wait for one or give up."""
+        if goal.timer is not None:
+            return
+        try:
+            self._send(goal, pending)
+        except RpcMethodError as refused:
+            loop = asyncio.get_running_loop()
+            seconds = goal.patience.wait(loop.time()) if goal.passing else None
+            if seconds is None:
+                goal.give_up = refused
+            else:
+                log.info("payment %s waits: %s", goal.for_payee.payment_hash.hex(), refused)
+                goal.timer = loop.call_later(seconds, self._look_again, goal)
+
+    def _look_again(self, goal: Goal) -> None:
+        """What failed may have passed by now."""
+        node, payment_hash = self._node, goal.for_payee.payment_hash
+        goal.timer = None
+        row = node.store.payment(payment_hash)
+        if self._goals.get(payment_hash) is not goal or row is None or row.status != "pending":
+            return
+        for route, at in goal.passing:
+            self.learned.forgive(node.node_id, route, at)
+        goal.unfit.clear()
+        pending = node.store.attempts(payment_hash, "pending")
+        if goal.give_up is None:
+            self._try(goal, pending)
+        self._conclude(payment_hash, pending, goal.give_up)
+
+    def _conclude(
+        self, payment_hash: bytes, pending: list[AttemptRow], error: RpcMethodError | None
+    ) -> None:
+        """Say that the payment has failed, if nothing is under way any more, nor will be."""
+        goal = self._goals.get(payment_hash)
+        if goal is not None and goal.give_up is not None:
+            goal.stop()
+        if pending or (goal is not None and goal.timer is not None):
             return
         why = error if goal is None or goal.give_up is None else goal.give_up
+        assert why is not None, "what has nothing under way has been given up"
+        node = self._node
         node.store.fail_payment(payment_hash, int(why.code), str(why), node.now())
         node.turn.after(lambda: self._tell(payment_hash))
 
     def _may_retry(self, goal: Goal, attempt: AttemptRow, fault: Fault, effect: HtlcFailed) -> bool:
-        if asyncio.get_running_loop().time() > goal.deadline or goal.next_partid >= MAX_ATTEMPTS:
+        over = asyncio.get_running_loop().time() > goal.patience.deadline
+        if over or goal.next_partid >= MAX_ATTEMPTS:
             return False
         if fault.failure is None and effect.reason:
             # An error that nobody can read teaches nothing about a channel with the payee itself.
@@ -398,7 +466,9 @@ class Payments:
         assert row is not None, "a payment that ended is in the store"
         if row.status == "pending":
             return  # begun again by a caller that was told before
-        self._goals.pop(payment_hash, None)
+        goal = self._goals.pop(payment_hash, None)
+        if goal is not None:
+            goal.stop()
         for future in self._waiting.pop(payment_hash, []):
             if not future.done():
                 future.set_result(row)

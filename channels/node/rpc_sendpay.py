@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from channels.bolt.onion_failures import FailureCode
 from channels.bolt.onion_payload import FIRST_CUSTOM_TYPE, KEYSEND_PREIMAGE
+from channels.bolt.retrying import Patience
 from channels.bolt.route import MAX_HOPS, Hop, directed_channels
 from channels.errors import LocalProtocolError
 from channels.node import rpc_params as params
@@ -137,7 +138,7 @@ class SendMethods:
             maxfee=default_maxfee(amount) if maxfee is None else maxfee,
             # Without a payment secret the parts could not be told from a stranger's.
             max_parts=1,
-            deadline=asyncio.get_running_loop().time() + arguments["retry_for"],
+            patience=Patience(asyncio.get_running_loop().time() + arguments["retry_for"]),
         )
         return await node.payments.reach(goal)
 

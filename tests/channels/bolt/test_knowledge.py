@@ -174,3 +174,24 @@ def test_memory_is_bounded() -> None:
         learned.avoid_channel(DirectedChannel(number), NOW)
         learned.avoid_node(number.to_bytes(33, "big"), NOW)
     assert len(learned) == 2 * MAX_KNOWN
+
+
+@pytest.mark.parametrize("code", [0x1007, 0x2002, 0x400A])
+def test_what_may_have_passed_is_forgiven(graph: Graph, code: int) -> None:
+    learned = Knowledge()
+    before = way(graph, learned)
+    learned.reserve(A, ROUTE)
+    learned.failed(A, ROUTE, 0, Failure(code), NOW)
+    assert way(graph, learned) != before
+    learned.forgive(A, ROUTE, 0)
+    assert way(graph, learned) == before
+
+
+def test_forgiving_ourselves_is_about_our_own_channel() -> None:
+    learned = Knowledge()
+    first, second = (directed(scid(1), direction_of(A, B)), B_TO_D)
+    for channel in (first, second):
+        learned.avoid_channel(channel, UnixTime(NOW + 60))
+    learned.forgive(A, ROUTE, -1)
+    assert not learned.avoids_channel(first, NOW)
+    assert learned.avoids_channel(second, NOW)

@@ -129,6 +129,7 @@ class Party:
     async def stop(self) -> None:
         await self.node.connections.stop()
         await self.node.tracker.stop()
+        self.node.payments.stop()
         await self._rpc.close()
         self.store.close()
 

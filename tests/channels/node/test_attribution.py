@@ -5,6 +5,7 @@ alice pays through bob, who follows a script, to a payee that only route hints k
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from channels.bolt.messages import ChannelUpdate, encode
 from channels.bolt.onion import Failure, FailureCode, Peeled, create_error, peel, wrap_error
 from channels.node.rpc_params import RpcErrorCode, RpcMethodError
 from channels.units import Msat, ShortChannelId, UnixTime
-from tests.channels.node.closes import Close, closing
+from tests.channels.node.closes import Close, closing, until
 from tests.conftest import Chain
 
 PAYEE_SECRET = b"\x42" * 32
@@ -90,7 +91,7 @@ def malformed(channel: Channel, htlc: HtlcReceived, peeled: Peeled) -> list[Effe
     return channel.fail_malformed_htlc(htlc.id, FailureCode.INVALID_ONION_HMAC)
 
 
-async def pay(close: Close, *, maxfee: int = 10_000, hints: int = 2) -> int:
+async def pay(close: Close, *, maxfee: int = 10_000, hints: int = 2, retry_for: int = 60) -> int:
     """What alice has sent. Raises RpcMethodError."""
     alice, bob = close.alice.node, close.bob.node
     invoice = bolt11.Invoice(
@@ -107,7 +108,9 @@ async def pay(close: Close, *, maxfee: int = 10_000, hints: int = 2) -> int:
         features=OUR_INVOICE,
     )
     text = bolt11.encode(invoice, PAYEE_SECRET)
-    paid = await alice.payments.pay(text, bolt11.decode(text), AMOUNT, maxfee=Msat(maxfee))
+    paid = await alice.payments.pay(
+        text, bolt11.decode(text), AMOUNT, maxfee=Msat(maxfee), retry_for=retry_for
+    )
     assert paid.payment_preimage == PREIMAGE
     return paid.amount_sent_msat
 
@@ -156,7 +159,6 @@ PERMANENT = of(FailureCode.INCORRECT_OR_UNKNOWN_PAYMENT_DETAILS, htlc_msat=AMOUN
 @pytest.mark.parametrize(
     "failure",
     [
-        of(FailureCode.TEMPORARY_NODE_FAILURE),
         of(FailureCode.PERMANENT_NODE_FAILURE),
         of(FailureCode.REQUIRED_NODE_FEATURE_MISSING),
         of(FailureCode.EXPIRY_TOO_FAR),
@@ -250,4 +252,76 @@ async def test_terms_in_a_failure_are_believed_once_and_only_within_maxfee(close
     close.alice.node.payments.learned = type(close.alice.node.payments.learned)()
     seen = scripted(close, fail(dearer(10_000)), fulfill)
     assert await pay(close, hints=1) == AMOUNT + 10_000
+    assert len(seen) == 2
+
+
+# --- what may pass --------------------------------------------------------------------------------
+
+PASSING = [
+    of(FailureCode.TEMPORARY_CHANNEL_FAILURE, **EMPTY),
+    of(FailureCode.TEMPORARY_NODE_FAILURE),
+    of(FailureCode.UNKNOWN_NEXT_PEER),
+]
+
+
+@pytest.mark.parametrize("failure", PASSING, ids=lambda failure: failure.name)
+async def test_the_only_way_is_tried_again_after_a_while(close: Close, failure: Failure) -> None:
+    seen = scripted(close, fail(failure), fail(failure), fulfill)
+    # Never more than was allowed, however often it is tried.
+    assert await pay(close, hints=1, maxfee=FEES[0]) == AMOUNT + FEES[0]
+    assert len(seen) == 3
+    row = close.alice.store.payment(HASH)
+    assert row is not None
+    assert (row.status, row.amount_sent_msat) == ("complete", AMOUNT + FEES[0])
+    statuses = [attempt.status for attempt in close.alice.store.attempts(HASH)]
+    assert statuses == ["failed", "failed", "complete"]
+
+
+@pytest.mark.parametrize("failure", PASSING, ids=lambda failure: failure.name)
+async def test_it_is_waited_for_until_the_time_is_over(close: Close, failure: Failure) -> None:
+    seen = scripted(close, *[fail(failure)] * 5)
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    with pytest.raises(RpcMethodError) as raised:
+        await pay(close, hints=1, retry_for=1)
+    assert raised.value.code == RpcErrorCode.PAY_TRY_OTHER_ROUTE
+    assert f"Hop 1, {close.bob.node.node_id.hex()}, said {failure.name}" in str(raised.value)
+    assert loop.time() - begin >= 1
+    # At once, after half a second, and when the time was over; a slow machine has no third.
+    assert len(seen) in (2, 3)
+    row = close.alice.store.payment(HASH)
+    assert row is not None
+    assert row.status == "failed"
+    # Who pays it again does not pay twice, and may begin at once.
+    close.alice.node.payments.learned = type(close.alice.node.payments.learned)()
+    scripted(close, fulfill)
+    assert await pay(close, hints=1) == AMOUNT + FEES[0]
+
+
+async def test_a_payment_that_waits_is_pending_and_ends_with_its_node(close: Close) -> None:
+    alice = close.alice
+    seen = scripted(close, *[fail(PASSING[0])] * 9)
+    paying = asyncio.create_task(pay(close, hints=1))
+
+    def waits() -> bool:
+        return bool(seen) and not alice.store.attempts(HASH, "pending")
+
+    await until(waits, "the first attempt has failed")
+    row = alice.store.payment(HASH)
+    assert row is not None
+    assert row.status == "pending"
+    await close.until_quiet()
+    await alice.kill()
+    paying.cancel()
+    await alice.start()
+    row = alice.store.payment(HASH)
+    assert row is not None
+    assert (row.status, row.failure_code) == ("failed", RpcErrorCode.PAY_STOPPED_RETRYING)
+
+
+async def test_the_payees_word_ends_the_wait(close: Close) -> None:
+    seen = scripted(close, fail(PASSING[0]), fail_at_payee(PERMANENT))
+    with pytest.raises(RpcMethodError) as raised:
+        await pay(close, hints=1)
+    assert raised.value.code == RpcErrorCode.PAY_DESTINATION_PERM_FAIL
     assert len(seen) == 2

@@ -111,21 +111,51 @@ async def test_the_hubs_refusals_are_read_and_learned_from(nodes: Nodes) -> None
 
     # More than the hub has toward the provider, so than it could learn of.
     big = await provider.new_invoice(PUSH + 50_000_000, "too big")
-    error = await refusal(user.pay(big))
-    assert error.code == RpcErrorCode.PAY_ROUTE_NOT_FOUND
+    error = await refusal(user.pay(big, retry_for=1))
+    assert error.code == RpcErrorCode.PAY_TRY_OTHER_ROUTE
     assert "said temporary_channel_failure" in str(error)
     assert hub.id in str(error)
 
     # The next peer is away.
     text = await provider.new_invoice(AMOUNT, "away")
     await provider.stop()
-    error = await refusal(user.pay(text, retry_for=5))
+    error = await refusal(user.pay(text, retry_for=1))
     assert "said temporary_channel_failure" in str(error)
     # The terms are kept over a restart.
     await hub.kill()
     await hub.start()
     of_hub = [c for c in await hub.channels() if c["peer_id"] == provider.id]
     assert [c["fee_base_msat"] for c in of_hub] == [500]
+
+
+async def test_a_payer_waits_for_a_payee_that_is_started_again(nodes: Nodes) -> None:
+    """kill -9 of the next peer, twice: before a payment, and while others are on their way."""
+    user, hub, provider = await line(nodes)
+    before = sum(c["to_us_msat"] for c in await hub.channels())
+    texts = [await provider.new_invoice(AMOUNT + n, f"{n}") for n in range(6)]
+
+    async def refused() -> bool:
+        rows = await forwards(hub, status="local_failed")
+        return any(row["failreason"] == "temporary_channel_failure" for row in rows)
+
+    await provider.kill()
+    first = asyncio.create_task(user.pay(texts[0], maxfee=FEE))
+    await until(refused, "the hub has said that the provider is away")
+    assert [p.status for p in await user.rpc.listpays()] == ["pending"]
+    await provider.start()
+    paid = await first
+    assert (paid["amount_sent_msat"], paid["successful_parts"]) == (AMOUNT + FEE, 1)
+    assert paid["failed_parts"] >= 1
+
+    # A fee of 10 millionths, rounded down: it is the same for all of them.
+    rest = [asyncio.create_task(user.pay(text, maxfee=FEE)) for text in texts[1:]]
+    await provider.kill()
+    await provider.start()
+    await asyncio.gather(*rest)
+    await until_settled(user, hub, provider)
+    assert await received(provider) == sum(AMOUNT + n for n in range(6))
+    assert await sent(user) == await received(provider) + 6 * FEE
+    await check_hub(hub, before)
 
 
 @pytest.mark.parametrize("victims", [["hub"], ["hub", "provider"], ["user", "hub"]])
