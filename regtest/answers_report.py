@@ -33,10 +33,8 @@ def _legend(heard: Heard) -> tuple[Element, ...]:
 
 def _progress(heard: Heard) -> tuple[Element, ...]:
     """Tokens over seconds: where a line begins is the first token, how steep it is the speed."""
-    most = max(each.arrived[-1][1] for _, each in heard)
-    up = Axis(0.0, max(1, most), whole=True, says=integers)
     plots = [
-        el("figure", el("figcaption", _caption(index, each)), _line(index, each, up))
+        el("figure", el("figcaption", _caption(index, each)), _line(index, each))
         for index, each in heard
     ]
     says = "Tokens over the seconds since the question, from the first token on. Filled dots are "
@@ -49,7 +47,7 @@ def _caption(index: int, answer: Answer) -> list[Child]:
     return [swatch(tone(index)), el("b", f"answer {index + 1}"), first]
 
 
-def _line(index: int, answer: Answer, up: Axis) -> Element:
+def _line(index: int, answer: Answer) -> Element:
     ends = max(answer.arrived[-1][0], 1e-3)
     marks = [
         Mark(after, _tokens(answer, after), f"mark {kind}", f"{says}, after {after:.2f} s")
@@ -59,6 +57,7 @@ def _line(index: int, answer: Answer, up: Axis) -> Element:
     label = f"Tokens of answer {index + 1} that had come, over the seconds since its question"
     drawn = Series(f"answer {index + 1}", tone(index), [answer.arrived])
     across = Axis(0.0, ends, says=in_unit(" s"))
+    up = Axis(0.0, max(1, answer.arrived[-1][1]), whole=True, says=integers)
     return lines([drawn], across, up, label, marks=marks, height=SMALL)
 
 

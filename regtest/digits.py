@@ -39,7 +39,7 @@ async def read_digits(school: School) -> None:
             )
     finally:
         await asyncio.to_thread(school.pupil.daemon.stop)
-    await remember_scores(school, model, "handwritten digits", "nats in all", 1)
+    await remember_scores(school, model, "handwritten digits", "nats over all digits", 1)
     learned = school.learned
     learned.digits_accuracy_before, learned.digits_accuracy_after = [
         await asyncio.to_thread(right, library_path(school, version.infohash), unseen)

@@ -33,6 +33,7 @@ from regtest.school import (
 )
 from sidechain import api
 from sidechain.primitives import Reveal
+from sidechain.reasons import REASONS
 
 IMPROVEMENTS: Final = 3
 TRAIN_SECONDS: Final = 3.0
@@ -238,7 +239,9 @@ async def cheating(school: School, number: int) -> None:
         async with opening(school, school.model, school.keys):
             fate = await until(lambda: fate_of(school, learnt.weights_root), "the sealed part")
         if fate == "withdrawn":
-            school.caught("One who learns by heart", fate, "A sealed part of the data, once open.")
+            school.caught(
+                "One who learns by heart", fate, "Sealed data, once opened, showed no gain."
+            )
         note(f"Then a sealed part was opened, and the version was {fate}.")
 
 
@@ -255,7 +258,7 @@ async def refused(school: School, he: Cheat, who: str, reveal: Reveal) -> None:
         reason = error.reason
         if reason == "demo-step-failed":
             raise
-    school.caught(who, reason)
+    school.caught(who, reason, REASONS.get(reason, ""))
     note(f"{who}: {reason}")
 
 

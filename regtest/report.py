@@ -161,23 +161,26 @@ def _second(at: float) -> str:
 def _scores(record: Record) -> list[Element]:
     if not record.scores:
         return [el("p", "No model was published.", class_="empty")]
-    parts: list[Element] = []
-    for model, unit in dict.fromkeys((each.model, each.unit) for each in record.scores):
-        versions = sorted(
-            (each for each in record.scores if (each.model, each.unit) == (model, unit)),
-            key=lambda each: each.height,
-        )
-        points = [_point(record, each) for each in versions]
-        makers = dict.fromkeys((each.who, _maker(record, each)) for each in versions)
-        legend = el(
-            "p",
-            el("span", said(model, 60), ", in ", said(unit, 40), ". Made by:"),
-            [el("span", swatch(fill), said(who, 40)) for who, fill in makers],
-            el("span", "Hollow: withdrawn, when a sealed part of the data was opened."),
-            class_="legend",
-        )
-        parts += [plot(points, versions[-1].height), legend, _versions(record, versions)]
-    return parts
+    by_model: dict[tuple[str, str], list[Score]] = {}
+    for each in sorted(record.scores, key=lambda each: each.height):
+        by_model.setdefault((each.model, each.unit), []).append(each)
+    longest = sorted(by_model.items(), key=lambda each: -len(each[1]))
+    return [part for (model, unit), found in longest for part in _model(record, model, unit, found)]
+
+
+def _model(record: Record, model: str, unit: str, found: Sequence[Score]) -> list[Element]:
+    makers = dict.fromkeys((each.who, _maker(record, each)) for each in found)
+    is_hollow = any(each.state == "withdrawn" for each in found)
+    legend = el(
+        "p",
+        "Made by ",
+        [el("span", swatch(fill), said(who, 40)) for who, fill in makers],
+        el("span", "Hollow: withdrawn, when sealed data was opened.") if is_hollow else None,
+        class_="legend",
+    )
+    drawn = plot([_point(record, each) for each in found], found[-1].height)
+    title = el("h3", said(model, 60), ", ", said(unit, 40))
+    return [title, drawn, legend, _versions(record, found)]
 
 
 def _maker(record: Record, score: Score) -> str:
