@@ -176,27 +176,23 @@ class Gateway:
             async for event in events:
                 match event:
                     case Chunk(data, is_silent):
-                        sent = streamed.take(data, is_silent=is_silent)
-                    case Switched(reason=reason):
-                        if streamed.has_begun:
-                            raise _cut_off(reason)
+                        if sent := streamed.take(data, is_silent=is_silent):
+                            await _prepared(response, request)
+                            await response.write(sent)
+                    case Switched(reason=reason) if streamed.has_begun:
+                        raise _cut_off(reason)
+                    case Switched():
                         streamed.restart()
-                        continue
-                    case Done():
-                        sent = streamed.end()
-                    case _:
-                        continue
-                if sent:
-                    if not response.prepared:
-                        await response.prepare(request)
-                    await response.write(sent)
+            last = streamed.end()
         except OdaError as error:
             if not response.prepared:
                 raise
             # The status line is sent: what went wrong is the last event, and there is no [DONE].
             record.reason = error.reason
-            await response.write(streamed.failed(api_error(error).member()))
-        await response.write_eof()
+            last = streamed.failed(api_error(error).member())
+        await _prepared(response, request)
+        # In one piece with the end: clients hang up as soon as they have read [DONE].
+        await response.write_eof(last)
         return response
 
     # Errors --------------------------------------------------------------------------------------
@@ -216,12 +212,17 @@ class Gateway:
             found = ApiError(reason, sentence, status=error.status)
             return _error(found, found)
         except ConnectionResetError:
-            raise  # the program is gone; there is nobody to tell
+            return web.Response(status=HUNG_UP)  # there is nobody to tell
         except Exception as error:  # every request gets an answer
             log.exception("A request failed.")
             sentence = f"The gateway failed ({type(error).__name__}); nothing more is paid."
             found = ApiError("internal-error", sentence, status=500, type_="server_error")
             return _error(found, found)
+
+
+async def _prepared(response: web.StreamResponse, request: web.Request) -> None:
+    if not response.prepared:
+        await response.prepare(request)
 
 
 class _Failed(Exception):

@@ -24,6 +24,7 @@ from client.sdk import Client, connect
 from client.settings import ClientSettings
 from client.store import SessionRow, Store
 from tests.client.fakes import Shop, UserNode
+from tests.nodes import until
 
 
 class Desk:
@@ -83,6 +84,16 @@ class Desk:
 
     async def stop(self) -> None:
         await self._stack.aclose()
+
+    async def recorded(self, requests: int) -> list[Record]:
+        """Its records, when so many requests have ended here; their programs may know it sooner."""
+
+        async def ended() -> bool:
+            return len(self.records) >= requests
+
+        await until(ended, f"{requests} requests have ended")
+        assert len(self.records) == requests
+        return self.records
 
     def rows(self) -> list[SessionRow]:
         store = Store(self.file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
@@ -157,6 +158,33 @@ async def test_a_session_is_left_before_its_cap_ends_an_answer(desk: Desk) -> No
     assert desk.gateway.figures.failed == 0
 
 
+async def test_programs_hang_up_as_soon_as_they_have_read_the_end(desk: Desk) -> None:
+    await desk.start()
+    asked = {"model": MODEL, "prompt": "abc", "max_tokens": 20, "stream": True}
+    async with aiohttp.ClientSession() as http:
+        for _ in range(5):
+            async with http.post(f"{desk.url}/completions", json=asked) as response:
+                async for line in response.content:
+                    if b"[DONE]" in line:
+                        response.close()
+                        break
+    assert [record.status for record in await desk.recorded(5)] == [200] * 5
+    assert desk.gateway.figures.failed == 0
+
+
+async def test_where_a_provider_is_away_at_the_end_its_session_stays_on_record(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("client.gateway.pool.CLOSE_SECONDS", 0.3)
+    await desk.start()
+    await desk.ask()
+    await desk.shops[0].client.close()
+    await desk.stop()
+    [row] = desk.rows()
+    assert row.value.phase in (Phase.OPEN, Phase.CLOSING)
+    assert f"oda close {row.number}" in caplog.text
+
+
 async def test_a_program_that_hangs_up_pays_no_more(desk: Desk) -> None:
     await desk.start()
     stream = await desk.ask(stream=True, max_tokens=4000)
@@ -165,11 +193,7 @@ async def test_a_program_that_hangs_up_pays_no_more(desk: Desk) -> None:
             break
     await stream.close()
 
-    async def noticed() -> bool:
-        return bool(desk.records)
-
-    await until(noticed, "the gateway noticed")
-    [record] = desk.records
+    [record] = await desk.recorded(1)
     assert (record.status, record.reason) == (499, "hung-up")
     assert record.output_tokens < 1000
     paid = len(desk.node.attempts)
@@ -232,8 +256,9 @@ async def test_the_budget_of_a_gateway(desk: Desk) -> None:
     chunks, cut = await cut_off(desk, max_tokens=500)
     assert cut.code == "insufficient_quota"
     assert 60 < len(text_of(chunks)) <= 96
-    assert desk.records[0].reason == "total-cap-reached"
-    assert desk.records[0].spent_msat <= 24_000
+    [record] = await desk.recorded(1)
+    assert record.reason == "total-cap-reached"
+    assert record.spent_msat <= 24_000
 
 
 async def test_nobody_is_paid_while_a_payment_is_unknown(desk: Desk) -> None:
@@ -282,7 +307,7 @@ async def test_what_was_shown_of_a_stream_can_not_be_taken_back(desk: Desk, brok
     chunks, cut = await cut_off(desk, max_tokens=40)
     assert len(text_of(chunks)) == 5
     assert cut.code == "answer_cut_off"
-    assert desk.records[0].provider == broken.url
+    assert (await desk.recorded(1))[0].provider == broken.url
     assert [url for url, node in desk.nodes.items() if node.attempts] == [broken.url]
 
 
@@ -291,4 +316,4 @@ async def test_a_stream_that_showed_nothing_yet_begins_anew(desk: Desk, broken: 
     chunks = await streamed(desk, max_tokens=40)
     assert len(text_of(chunks)) == 40
     assert len({chunk.id for chunk in chunks}) == 1
-    assert desk.records[-1].provider != broken.url
+    assert (await desk.recorded(1))[0].provider != broken.url

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from tests.conftest import Chain
 from tests.nodes import LightningNode, balances, check_conserved, nodes_on, until
 from tests.provider.test_processes import Programs, origin, told
 
+PAGE = (Path(__file__).parents[3] / "docs" / "gateway.md").read_text()
 MESSAGES = [{"role": "user", "content": "What is a list?"}]
 GIVEN: dict[str, Any] = {"seed": 5, "temperature": 0.9}
 
@@ -133,30 +137,35 @@ async def test_programs_ask_and_the_gateway_pays(street: Street, model: Path) ->
         )
         # The model's template makes paragraphs of messages: the same prompt, the same answer.
         assert plain.choices[0].text == said[:60]
-        assert await curl(str(client.base_url), street.model) == said[:60]
-    records = [await told(gateway) for _ in range(6)]
-    assert [record["status"] for record in records] == [200] * 6
+        printed = await as_the_page_says(str(client.base_url).rstrip("/"), street.model)
+        assert all(len(text) > 100 for text in printed)
+    records = [await told(gateway) for _ in range(7)]
+    assert [record["status"] for record in records] == [200] * 7
     gateway.send_signal(signal.SIGINT)
     assert await asyncio.to_thread(gateway.wait) == 0
     assert await street.check_money() == sum(record["spent_msat"] for record in records) > 0
 
 
-async def curl(url: str, model: str) -> str:
-    program = shutil.which("curl")
-    if program is None:
+async def as_the_page_says(url: str, model: str) -> tuple[str, str]:
+    """What curl and Python print when they are run as docs/gateway.md shows them."""
+    if shutil.which("curl") is None:
         pytest.skip("curl is not on PATH")
-    asked = {"model": model, "messages": MESSAGES, "max_tokens": 60, "stream": True} | GIVEN
-    running = await asyncio.create_subprocess_exec(
-        *(program, "-sSN", f"{url}chat/completions", "-H", "Content-Type: application/json"),
-        *("-d", json.dumps(asked)),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await running.communicate()
-    events = out.decode().split("\n\n")
+    shell = re.search(r"\$ (curl .*?)```", PAGE, re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert shell is not None and code is not None and "oda-pydoc" in shell[1]
+    there = {**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": "any-text"}
+    programs = (("sh", "-c", shell[1]), (sys.executable, "-c", code[1]))
+    running = [
+        await asyncio.create_subprocess_exec(*each, env=there, stdout=asyncio.subprocess.PIPE)
+        for each in programs
+    ]
+    raw, printed = [(await each.communicate())[0].decode() for each in running]
+    events = raw.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(event.startswith("data: {") for event in events[:-2])
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
-    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    return "".join(delta.get("content", "") for delta in deltas), printed
 
 
 async def test_a_provider_that_is_killed_goes_on_and_a_budget_ends_it(
