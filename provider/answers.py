@@ -258,7 +258,9 @@ class Answers:
 
     async def _counted(self, answer: Answer, work: Work) -> Answer:
         """With the tokens of its input as the engine counts them, for which it may have to read
-        them."""
+        them: once."""
+        if answer.prompt_tokens != work.prompt_tokens:
+            return answer
         try:
             async with asyncio.timeout(self._settings.engine_timeout):
                 tokens = await work.served.engine.prompt_tokens(
@@ -347,7 +349,9 @@ class Answers:
                 stored = self._session(answer)
                 if stored.rest < (answers_alone := stored.terms.cost(0, work.max_tokens)):
                     raise insufficient(answers_alone, stored.rest)
-                answer = await self._counted(answer, work)
+                if work.kind != "embeddings":
+                    answer = await self._counted(answer, work)
+                stored = self._session(answer)
                 most = stored.terms.cost(answer.prompt_tokens, work.max_tokens)
                 if stored.rest < most:
                     raise insufficient(most, stored.rest)
@@ -355,6 +359,8 @@ class Answers:
                 await self._ledger.committed()
                 try:
                     with self._models.using(work.served):
+                        if work.kind == "embeddings":
+                            return await self._embed(answer, work)
                         return await self._generate_whole(answer, work)
                 finally:
                     self._release(answer.id)
@@ -389,6 +395,27 @@ class Answers:
         answer, _ = self._store(answer, (text,), tuple(tokens[:charged]), 0)
         await self._ledger.committed()
         return text
+
+    async def _embed(self, answer: Answer, work: Work) -> bytes:
+        """Embeddings have no output tokens: their input is what they cost."""
+        try:
+            async with asyncio.timeout(self._settings.engine_timeout):
+                made = await work.served.engine.embed(work.generation(answer))
+        except Exception as error:
+            raise self._failed(answer, error) from error
+        self._release(answer.id)
+        answer, stored = self._answer(answer.id), self._session(answer)
+        tokens = min(made.prompt_tokens, answer.prompt_tokens)
+        cost = stored.terms.cost(tokens, 0)
+        self._ledger.append_event(answer, Event(answer.events, made.body, (), 0))
+        self._ledger.save_session(sessions.deliver(stored, NOTHING, cost, self._cashier.now()))
+        if self._book is not None:
+            self._book.spend(answer.session, answer.period, cost)
+        done = replace(answer, status=AnswerStatus.FINISHED, events=answer.events + 1)
+        self._ledger.save_answer(replace(done, prompt_tokens=tokens, spent=cost))
+        self._metrics.input_tokens.inc(tokens)
+        await self._ledger.committed()
+        return made.body
 
     # Parts ---------------------------------------------------------------------------------------
 

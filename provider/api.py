@@ -21,6 +21,8 @@ MAX_BODY: Final = 1 << 20
 MAX_MESSAGES: Final = 1024
 MAX_MODEL_NAME: Final = 256
 MAX_TOKENS: Final = 1 << 20
+MAX_INPUTS: Final = 64
+"""Texts that one request wants embeddings of: the answer is kept."""
 MAX_STOPS: Final = 4
 MAX_STOP_LENGTH: Final = 256
 MAX_TEMPERATURE: Final = 2.0
@@ -67,6 +69,15 @@ class ErrorBody(Struct, frozen=True):
     """`{"error": {...}}`: the body of every error, and the data of a stream's error chunk."""
 
     error: ErrorMember
+
+
+def no_embeddings(name: str) -> ApiError:
+    return ApiError(
+        "no-embeddings",
+        f"The model {name[:MAX_MODEL_NAME]!r} writes text and has no embeddings.",
+        status=404,
+        param="model",
+    )
 
 
 def is_model_name(name: str) -> bool:
@@ -159,6 +170,17 @@ class CompletionRequest(Sampling, frozen=True, kw_only=True):
         return self.prompt if isinstance(self.prompt, str) else str(self.prompt[0])
 
 
+class EmbeddingRequest(Sampling, frozen=True, kw_only=True):
+    """POST /v1/embeddings; nothing of what it has in common with the others matters but `model`."""
+
+    input: str | list[str | int | list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else [str(each) for each in self.input]
+
+
 Request = TypeVar("Request", bound=Sampling)
 
 
@@ -186,6 +208,23 @@ def parse_completion(body: bytes) -> CompletionRequest:
     ):
         raise _invalid("prompt", "must be one text (several prompts or token ids are not served)")
     _check_text("prompt", request.text)
+    return request
+
+
+def parse_embedding(body: bytes) -> EmbeddingRequest:
+    """Raises ApiError for anything but a request for embeddings within our bounds."""
+    request = _decode(body, EmbeddingRequest)
+    _check_sampling(request)
+    if request.stream:
+        raise _invalid("stream", "must be false: embeddings come at once")
+    if isinstance(request.input, list) and not (
+        1 <= len(request.input) <= MAX_INPUTS and all(isinstance(x, str) for x in request.input)
+    ):
+        raise _invalid("input", f"must be a text or 1 to {MAX_INPUTS} texts")
+    for text in request.texts:
+        if not text:
+            raise _invalid("input", "must have no empty text")
+        _check_text("input", text)
     return request
 
 

@@ -115,6 +115,7 @@ class Provider:
         for path, kind in (("/v1/chat/completions", "chat"), ("/v1/completions", "text")):
             for method in (hdrs.METH_POST, hdrs.METH_GET):
                 app.router.add_route(method, path, self._completions(kind))
+        app.router.add_post("/v1/embeddings", self._completions("embeddings"))
         app.add_routes(DashboardSite(self.watch, self.settings.public_dashboard).routes())
         app.cleanup_ctx.append(self._running)
         return app
@@ -197,6 +198,8 @@ class Provider:
     async def _admit(self, kind: str, credential: Credential, body: bytes) -> Ticket:
         if credential.challenge.intent == "charge":
             return await self.gate.charge(credential, self._work(kind, body), body)
+        if kind == "embeddings":
+            raise ApiError("no-session", "Embeddings are paid one by one; pay the charge or L402.")
         # topUp and close come with whatever body the paused request had, or with none.
         action = credential.payload.get("action")
         has_work = action == "bearer" or (action == "open" and body)
@@ -215,7 +218,7 @@ class Provider:
             work = self._work(kind, body)
             if problem.reason == "payment-required" and self.answers.is_full(work.served):
                 raise _at_capacity()
-            served, price = work.served, sat_ceil(work.most(work.served.terms))
+            served, price = work.served, max(Sat(1), sat_ceil(work.most(work.served.terms)))
         elif request.method == hdrs.METH_POST:
             raise ApiError("invalid-json", "The request has no body.")
         else:
@@ -226,7 +229,8 @@ class Provider:
             served = current[name]
         self._rate.take(request.remote or "")
         digest = scheme.body_digest(body) if price is not None else None
-        line, challenges = await self.cashier.offers(served.terms, price, digest)
+        single = kind == "embeddings"
+        line, challenges = await self.cashier.offers(served.terms, price, digest, single=single)
         self.metrics.offers.inc()
         response = _problem(problem, challengeId=challenges[-1].id)
         response.headers["Cache-Control"] = "no-store"

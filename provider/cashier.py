@@ -223,24 +223,23 @@ class Cashier:
     # Offers --------------------------------------------------------------------------------------
 
     async def offers(
-        self, terms: Terms, price: Sat | None, digest: str | None
+        self, terms: Terms, price: Sat | None, digest: str | None, *, single: bool = False
     ) -> tuple[str, list[Challenge]]:
         """For an unpaid request: an L402 line (empty where there is no price) and challenges.
 
-        price: of this one answer; None where there is no request to be paid for.
+        price: of this one answer; None where there is no request to be paid for. single: no session
+        is offered.
         One invoice serves both L402 and charge: the ledger knows a payment by its hash.
         """
-        made = [self._new_offer(terms, terms.deposit)]
+        amounts = ([] if price is None else [price]) + ([] if single else [terms.deposit])
+        made = await asyncio.gather(*(self._new_offer(terms, amount) for amount in amounts))
+        line, challenges = "", [] if single else [self._session_challenge(made[-1], None)]
         if price is not None:
-            made.append(self._new_offer(terms, price))
-        deposit, *single = await asyncio.gather(*made)
-        line, challenges = "", [self._session_challenge(deposit, None)]
-        for whole in single:
+            whole = made[0]
             line = l402.offer(l402.token_for(self._keys.l402, whole.payment_hash), whole.bolt11)
             challenges.insert(0, self._charge_challenge(whole, digest))
-        for offer in (deposit, *single):
+        for challenge, offer in zip(challenges, made, strict=True):
             self.ledger.add_offer(offer, Deposit(offer.payment_hash))
-        for challenge, offer in zip(challenges, (*single, deposit), strict=True):
             self.ledger.add_challenge(challenge, offer.payment_hash)
         await self.ledger.committed()
         return line, challenges

@@ -14,7 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from provider.api import ChatRequest, CompletionRequest, Message
+from provider.api import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Message,
+    no_embeddings,
+)
 from provider.decoding import Decoding, Token
 from provider.models import ServedModel
 from sidechain.model.generate import Generation, one_thread, seen_prompt
@@ -25,8 +31,8 @@ from sidechain.model.prompt import render_chat
 class GenerateRequest:
     """`seed` is part of the request: who wants a random one draws it and keeps it.
 
-    kind, body: "chat" or "text" and the request as it came, for engines that speak the API
-    themselves.
+    kind, body: "chat", "text" or "embeddings", and the request as it came, for engines that
+    speak the API themselves.
     """
 
     prompt: bytes
@@ -47,6 +53,17 @@ class Prompt:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The body of an answer, and how many tokens were read for it."""
+
+    body: bytes
+    prompt_tokens: int
+
+
+AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest
+
+
 class Engine(Protocol):
     @property
     def model_id(self) -> str: ...
@@ -63,8 +80,9 @@ class Engine(Protocol):
     def goes_on(self) -> bool:
         """Whether an answer that was interrupted can be taken up again."""
 
-    def read(self, request: ChatRequest | CompletionRequest, body: bytes) -> Prompt:
-        """body: the same request as it came. Nothing is asked of anybody for it."""
+    def read(self, request: AnyRequest, body: bytes) -> Prompt:
+        """body: the same request as it came. Nothing is asked of anybody for it. Raises ApiError
+        for embeddings of a model that has none."""
 
     async def prompt_tokens(self, request: GenerateRequest, most: int) -> int:
         """How many tokens of the prompt are charged, at most `most`. Called when it is paid for,
@@ -84,6 +102,9 @@ class Engine(Protocol):
 
         ValueError when `already` can't be an answer to the request.
         """
+
+    async def embed(self, request: GenerateRequest) -> Embeddings:
+        """Raises ApiError where `read` does."""
 
     def close(self) -> None:
         """Free what the engine holds; answers in the making end with an error."""
@@ -116,7 +137,9 @@ class TorchEngine:
     def goes_on(self) -> bool:
         return True
 
-    def read(self, request: ChatRequest | CompletionRequest, body: bytes) -> Prompt:
+    def read(self, request: AnyRequest, body: bytes) -> Prompt:
+        if isinstance(request, EmbeddingRequest):
+            raise no_embeddings(self.model_id)
         if isinstance(request, ChatRequest):
             text = self.render_chat(request.messages)
         else:
@@ -125,6 +148,9 @@ class TorchEngine:
 
     async def prompt_tokens(self, request: GenerateRequest, most: int) -> int:
         return most
+
+    async def embed(self, request: GenerateRequest) -> Embeddings:
+        raise no_embeddings(self.model_id)
 
     def count_tokens(self, prompt: bytes) -> int:
         """The tokens of the prompt that the model will see."""

@@ -18,15 +18,15 @@ import msgspec
 from channels.errors import RemoteProtocolError
 from channels.http.sse import EventParser, ServerEvent
 from provider import upstream_answer
-from provider.api import ApiError, ChatRequest, CompletionRequest
+from provider.api import ApiError
 from provider.decoding import Token
-from provider.engine import GenerateRequest, Prompt
+from provider.engine import AnyRequest, Embeddings, GenerateRequest, Prompt
 from provider.places import Places
 from provider.upstream_answer import UpstreamAnswer
 
 CONNECT_SECONDS: Final = 10
 LIST_SECONDS: Final = 10
-MAX_BODY: Final = 1 << 20
+MAX_BODY: Final = 4 << 20
 MESSAGE_TOKENS: Final = 16
 """What a chat template may add around one message, and around all of them, and is charged."""
 
@@ -39,6 +39,9 @@ SENT_ON: Final = frozenset(
     | {"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"}
     | {"chat_template_kwargs"}
 )
+
+
+EMBEDDING_FIELDS: Final = frozenset({"input", "encoding_format", "dimensions", "user"})
 
 
 class _Meta(msgspec.Struct, frozen=True):
@@ -86,6 +89,12 @@ class Upstream:
             return msgspec.json.decode(body, type=_Listed).data
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise _unavailable("The engine's list of models is none.") from None
+
+    async def post(self, path: str, document: object) -> bytes:
+        """Hardly more than MAX_BODY of the answer. Raises ApiError."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+        async with self._request("POST", path, timeout, msgspec.json.encode(document)) as response:
+            return await _body(response)
 
     async def events(self, path: str, document: object) -> AsyncGenerator[ServerEvent, None]:
         """Until the connection ends; closed with the generator, which stops the engine.
@@ -160,9 +169,15 @@ class UpstreamEngine:
     def goes_on(self) -> bool:
         return False
 
-    def read(self, request: ChatRequest | CompletionRequest, body: bytes) -> Prompt:
-        document = msgspec.json.decode(body, type=dict[str, Any])
-        return Prompt(b"", min(most_prompt_tokens(document), self._context))
+    def read(self, request: AnyRequest, body: bytes) -> Prompt:
+        try:
+            most = most_prompt_tokens(msgspec.json.decode(body, type=dict[str, Any]))
+            msgspec.json.encode(msgspec.json.decode(body))
+        except (ValueError, RecursionError, OverflowError) as error:
+            # What is sent on is more than was looked at: it may be nested without an end, or have
+            # numbers that nobody can write.
+            raise ApiError("invalid-request", f"The request can't be sent on: {error}.") from None
+        return Prompt(b"", min(most, self._context))
 
     async def prompt_tokens(self, request: GenerateRequest, most: int) -> int:
         """By the usage of an answer of one token: what the engine read for it, it has at hand for
@@ -193,6 +208,13 @@ class UpstreamEngine:
                 if answer.is_done:
                     break
         yield answer.end()
+
+    async def embed(self, request: GenerateRequest) -> Embeddings:
+        given = msgspec.json.decode(request.body, type=dict[str, Any])
+        document = {name: value for name, value in given.items() if name in EMBEDDING_FIELDS}
+        body = await self.upstream.post("/embeddings", document | {"model": self._model})
+        count = len(given["input"]) if isinstance(given["input"], list) else 1
+        return Embeddings(*upstream_answer.embeddings(body, self._model, count))
 
     def replay(self, request: GenerateRequest, already: Sequence[int]) -> tuple[Token, ...]:
         raise ValueError("the engine does not tell the ids of its tokens")
@@ -229,6 +251,9 @@ class UpstreamEngine:
 def most_prompt_tokens(document: Mapping[str, Any]) -> int:
     """The most tokens that a request's prompt can have, and that are ever charged for it: no token
     has less than a byte. Users compute it too (client)."""
+    if (texts := document.get("input")) is not None:
+        listed = texts if isinstance(texts, list) else [texts]
+        return sum(MESSAGE_TOKENS + _bytes(text) for text in listed)
     if "messages" not in document:
         return MESSAGE_TOKENS + _bytes(document.get("prompt"))
     most = MESSAGE_TOKENS

@@ -126,6 +126,36 @@ class UpstreamAnswer:
         return max(0, min(told, self._max_tokens, self._bytes))
 
 
+class _Embedding(msgspec.Struct):
+    embedding: list[float] | str
+    index: int
+    object: str = "embedding"
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
+    usage: Usage | None = None
+
+
+def embeddings(body: bytes, model: str, count: int) -> tuple[bytes, int]:
+    """The answer to a request for the embeddings of `count` texts, in OpenAI's shape, and the
+    tokens of the texts. Raises RemoteProtocolError."""
+    try:
+        made = msgspec.json.decode(body, type=_Embeddings)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _no_chunk() from None
+    if sorted(each.index for each in made.data) != list(range(count)):
+        raise _no_chunk()
+    tokens = 0 if made.usage is None else max(0, made.usage.prompt_tokens)
+    document = {
+        "object": "list",
+        "data": made.data,
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return msgspec.json.encode(document), tokens
+
+
 def error_message(body: bytes) -> str:
     """What an engine says in the body of an error: OpenAI's shape, or others that are in use."""
     try:

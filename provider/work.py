@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from channels.http.session import Terms
 from channels.units import Msat
 from provider import api
 from provider.api import ApiError, ChatAnswer, TextAnswer
-from provider.engine import GenerateRequest
+from provider.engine import AnyRequest, GenerateRequest
 from provider.ledger import Answer
 from provider.serving import Models, Served
 from provider.settings import ProviderSettings
@@ -20,8 +22,8 @@ class Work:
     can be, where only the engine can tell (Engine.prompt_tokens)."""
 
     served: Served
-    kind: str  # "chat" or "text"
-    request: api.ChatRequest | api.CompletionRequest
+    kind: str  # "chat", "text" or "embeddings"
+    request: AnyRequest
     prompt: bytes
     prompt_tokens: int
     max_tokens: int
@@ -49,12 +51,19 @@ class Work:
         )
 
 
+_PARSERS: Final[Mapping[str, Callable[[bytes], AnyRequest]]] = {
+    "chat": api.parse_chat,
+    "text": api.parse_completion,
+    "embeddings": api.parse_embedding,
+}
+
+
 def read_work(kind: str, body: bytes, models: Models, settings: ProviderSettings) -> Work:
     """Everything that can be wrong with a request is found here, before it is paid for.
 
     Raises ApiError.
     """
-    request = api.parse_chat(body) if kind == "chat" else api.parse_completion(body)
+    request = _PARSERS[kind](body)
     served = models.current.get(request.model)
     if served is None and models.is_away(request.model):
         raise ApiError(
@@ -73,5 +82,7 @@ def read_work(kind: str, body: bytes, models: Models, settings: ProviderSettings
             f"max_tokens must be at most {settings.max_tokens} here.",
             param="max_tokens",
         )
+    if kind == "embeddings":
+        return Work(served, kind, request, prompt.text, prompt.tokens, 0)
     most = wanted or min(settings.default_max_tokens, settings.max_tokens)
     return Work(served, kind, request, prompt.text, prompt.tokens, most)

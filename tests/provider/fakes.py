@@ -25,10 +25,10 @@ from channels.lightning import (
     PaymentUnknown,
 )
 from channels.units import Msat, UnixTime
-from provider.api import ChatRequest, CompletionRequest
+from provider.api import ChatRequest, EmbeddingRequest, no_embeddings
 from provider.app import Provider
 from provider.decoding import Decoding, Token
-from provider.engine import Engine, GenerateRequest, Prompt
+from provider.engine import AnyRequest, Embeddings, Engine, GenerateRequest, Prompt
 from provider.ledger import Ledger
 from provider.places import Places
 from provider.pricing import Price
@@ -215,7 +215,9 @@ class FakeEngine:
     def goes_on(self) -> bool:
         return True
 
-    def read(self, request: ChatRequest | CompletionRequest, body: bytes) -> Prompt:
+    def read(self, request: AnyRequest, body: bytes) -> Prompt:
+        if isinstance(request, EmbeddingRequest):
+            raise no_embeddings(self.model_id)
         if isinstance(request, ChatRequest):
             text = "".join(message.text for message in request.messages).encode()
         else:
@@ -250,6 +252,9 @@ class FakeEngine:
             if self.silent:
                 token = Token(token.id, "", token.finish_reason)
             yield token
+
+    async def embed(self, request: GenerateRequest) -> Embeddings:
+        raise no_embeddings(self.model_id)
 
     def close(self) -> None:
         self.closed = True

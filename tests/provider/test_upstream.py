@@ -254,6 +254,20 @@ async def test_tools_are_passed_through(world: World, fake: FakeUpstream) -> Non
     assert spent(world) == INPUT + 12 * 250
 
 
+@pytest.mark.parametrize(
+    "tools", ["[" * 5000 + "]" * 5000, "[1" + "0" * 400 + "]", "[1e999]", '[{"\\ud800": 1}]']
+)
+async def test_what_cannot_be_sent_on(world: World, fake: FakeUpstream, tools: str) -> None:
+    body = json.dumps(chat())[:-1] + f', "tools": {tools}}}'
+    headers = {"Content-Type": "application/json"}
+    asked = await world.client.post(CHAT, data=body, headers=headers)
+    assert asked.status in (400, 402)
+    if asked.status == 402:  # then it can be
+        paid = await _pay(world, asked)
+        done = await world.client.post(CHAT, data=body, headers=headers | paid)
+        assert done.status == 200
+
+
 async def test_openai_as_a_user(world: World, fake: FakeUpstream) -> None:
     """Tools, whole and streamed, by a client that nobody here wrote."""
     fake.script = calls()

@@ -84,6 +84,7 @@ class FakeUpstream:
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._answer)
         app.router.add_post("/v1/completions", self._answer)
+        app.router.add_post("/v1/embeddings", self._embed)
         return app
 
     async def _models(self, request: web.Request) -> web.Response:
@@ -91,6 +92,17 @@ class FakeUpstream:
         self.headers.append(dict(request.headers))
         data = [{"id": name, "object": "model", "max_model_len": 4096} for name in self.names]
         return web.json_response({"object": "list", "data": data})
+
+    async def _embed(self, request: web.Request) -> web.StreamResponse:
+        document = await request.json()
+        self.asked.append(document)
+        if self.respond is not None:
+            return await self.respond(self, request, document)
+        texts = document["input"]
+        count = len(texts) if isinstance(texts, list) else 1
+        data = [{"object": "embedding", "index": i, "embedding": [0.5, i]} for i in range(count)]
+        used = {"prompt_tokens": 3 * count, "total_tokens": 3 * count}
+        return web.json_response({"object": "list", "data": data, "usage": used, "model": "x"})
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         document = await request.json()
