@@ -112,14 +112,15 @@ def reported(result: dict[str, Any], output: str, directory: Path) -> None:
     page = directory / "report.html"
     assert str(page) in output and page.as_uri() in output
     html = page.read_text()
-    assert "Every msat is accounted for" in html
+    assert "<h1>Every msat is accounted for" in html
     record = msgspec.json.decode((directory / "record.json").read_bytes(), type=Record)
     assert record.result == result
     numbers = [step.number for step in record.steps]
     assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 13
     assert all(step.text in html.replace("&amp;", "&") for step in record.steps)
     assert {"user", "provider", "producer", "trainer", "rival"} <= set(parties(record))
-    assert "killed" in html and len(gains(record, "provider")) >= 3  # killed twice: two gaps
+    # It was killed twice. The first time it may be back before anybody looks.
+    assert len(gains(record, "provider")) >= 2
     assert len(record.caught) == result["cheats_caught"]
     assert all(each.reason in html for each in record.caught)
     assert sum(each.output_tokens for each in record.answers[:3]) == result["tokens"]
