@@ -34,6 +34,7 @@ from regtest.books import Books
 from regtest.daemon import free_port
 from regtest.digits import read_digits
 from regtest.earning import agree, desert, earn, reopen, selling
+from regtest.engines import look, places, second_engine
 from regtest.handover import hand_over
 from regtest.learning import cheating, compete, improvements, publish, side_by_side
 from regtest.recorder import save
@@ -150,15 +151,18 @@ async def learn(school: School, number: int) -> tuple[Learned, Books]:
     await asyncio.gather(improve(school, number), read_digits(school))
     await side_by_side(school, number + 2)
     await cheating(school, number + 3)
-    async with selling(school, number + 4) as sale:
+    engine = await look(places())
+    also = () if engine is None else engine.flags
+    async with selling(school, number + 4, *also) as sale:
         await earn(sale)
+        await second_engine(sale, engine)
         await hand_over(sale, number + 5)
     await agree(school, number + 6)
     await desert(school, sale.audit, number + 7)
     step(number + 8, "Every msat is accounted for")
     books = await sale.audit.finish()
     show(books)
-    await reopen(school)
+    await reopen(school, *also)
     await remember_scores(school, school.model, "the text", "nats/byte", school.bytes_scored)
     state = await school.state()
     school.learned.blocks = improvements(state)

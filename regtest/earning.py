@@ -73,9 +73,9 @@ class Sale:
 
 
 @asynccontextmanager
-async def selling(school: School, number: int) -> AsyncIterator[Sale]:
+async def selling(school: School, number: int, *also: str) -> AsyncIterator[Sale]:
     """The provider follows the chain and has the channels that it needs. Meanwhile somebody tries
-    to become the next trainer."""
+    to become the next trainer. also: more flags of `oda provider`."""
     step(number, "The provider serves the newest version, and its makers are paid for every answer")
     demo, node = school.demo, ("127.0.0.1", school.producer.port)
     await asyncio.to_thread(demo.provider.stop)
@@ -94,6 +94,7 @@ async def selling(school: School, number: int) -> AsyncIterator[Sale]:
         await asyncio.to_thread(
             demo.start_provider,
             *("--follow", school.model, "--chain", school.producer.address, "--name", "oda-learnt"),
+            *also,
             settings={"SETTLE_SECONDS": "2", "SMALLEST_SHARE_MSAT": "1"},
         )
         follower = await stack.enter_async_context(follow(params.REGTEST, [node]))
@@ -113,14 +114,18 @@ async def earn(sale: Sale) -> None:
         for seed, question in enumerate((PROMPT, "How does a loop end?")):
             await ask(client, question, seed)
         await told(school, await receipt(client))
-        note("That is all that was spent; the user has checked the receipt against its own")
+        same = "is" if school.learned.shares_conserved else "IS NOT"
+        note(f"That {same} all that was spent; the user has checked the receipt against its own")
         note("transcript and the chain.")
     await meet_a_cheat(school, sale.seller, sale.follower)
 
 
-async def ask(client: sdk.Client, question: str, seed: int) -> None:
+async def ask(
+    client: sdk.Client, question: str, seed: int, *, model: str | None = None, tokens: int = 200
+) -> None:
     console.print(f"   [bold]{question}[/]")
-    answer = recorder.answer(client, question, seed=seed, max_tokens=200, temperature=0.6)
+    given = {"seed": seed, "model": model, "max_tokens": tokens, "temperature": 0.6}
+    answer = recorder.answer(client, question, **given)
     async with aclosing(shown(answer)) as events:
         async for _ in events:
             pass
@@ -257,9 +262,9 @@ async def desert(school: School, audit: Audit, number: int) -> None:
     note(f"got {ours - gained:,}.")
 
 
-async def reopen(school: School) -> None:
+async def reopen(school: School, *also: str) -> None:
     """For whoever wants to go on by hand: the provider as it began, now on the sidechain."""
     demo = school.demo
     await demo.network.up(["provider"], Sat(0))
-    given = ("--model", demo.magnet, "--chain", school.producer.address)
+    given = ("--model", demo.magnet, "--chain", school.producer.address, *also)
     await asyncio.to_thread(demo.start_provider, *given)

@@ -93,7 +93,8 @@ class Recorder:
         self, client: sdk.Client, question: str, **given: Any
     ) -> AsyncGenerator[sdk.Event, None]:
         """`client.chat`, and when everything came. Raises what that raises."""
-        model = (await client.models()).data[0]
+        named, listed = given.get("model"), (await client.models()).data
+        model = next((each for each in listed if each.id == named), listed[0])
         weights = None if model.sidechain is None else model.sidechain.weights_root
         heard = _Heard(question, model.id, weights or model.infohash, self._clock, self.now())
         ended = LEFT

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from regtest.engines import VARIABLE
 from regtest.record import LEFT, Record, gains, parties
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,9 @@ def run(*command: str | Path, environ: Mapping[str, str], within: int = 60) -> s
 
 @pytest.fixture
 def environ(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A data directory of the test's own; models and bitcoind come from the shared cache."""
-    environ = {**os.environ, "ODA_DATA": str(tmp_path)}
+    """A data directory of the test's own; models and bitcoind come from the shared cache. Whoever
+    has an Ollama is not to be asked by a test."""
+    environ = {**os.environ, "ODA_DATA": str(tmp_path), VARIABLE: ""}
     try:
         yield environ
     finally:
