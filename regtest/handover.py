@@ -61,8 +61,7 @@ async def hand_over(sale: Sale, number: int) -> None:
         finally:
             serving.cancel()
         school.learned.served_after_seconds = round(took, 1)
-        first = await receipt(client)
-        await pause(newcomer, school)
+        first, _ = await asyncio.gather(receipt(client), pause(newcomer, school))
         await ask(client, PROMPT, seed=5)
         second = await receipt(client)
     new = (await school.state()).confirmed
