@@ -124,7 +124,7 @@ async def ask(
     client: sdk.Client, question: str, seed: int, *, model: str | None = None, tokens: int = 200
 ) -> None:
     console.print(f"   [bold]{question}[/]")
-    given = {"seed": seed, "model": model, "max_tokens": tokens, "temperature": 0.6}
+    given = {"seed": seed, "model": model, "max_tokens": tokens, "temperature": 0.8}
     answer = recorder.answer(client, question, **given)
     async with aclosing(shown(answer)) as events:
         async for _ in events:

