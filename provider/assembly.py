@@ -84,7 +84,11 @@ async def assembled(
             served = await supplier.first()
             models.swap(served)
             await supplier.keep(served)
-        http = await stack.enter_async_context(aiohttp.ClientSession(trust_env=False))
+        # How many connections there are is up to the places of an upstream.
+        connector = aiohttp.TCPConnector(limit=0)
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=connector, trust_env=False)
+        )
         upstreams = Upstreams(
             servers(settings, http),
             models,

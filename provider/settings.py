@@ -144,10 +144,6 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
                     f"Questions would go to {url.host} over plain HTTP; use https, or set "
                     "provider.upstream_plain_http.",
                 )
-        if len(set(self.upstream)) > 1 and self.upstream_key_file is not None:
-            raise UserError(
-                "bad-setting", "provider.upstream_key_file would be shown to several upstreams."
-            )
         if min(self.upstream_context, self.upstream_capacity) < 1 or self.upstream_queue < 0:
             raise UserError("bad-setting", "The limits of provider.upstream must be at least 1.")
 

@@ -87,7 +87,7 @@ class Upstream:
             body = await _body(response)
         try:
             return msgspec.json.decode(body, type=_Listed).data
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise _unavailable("The engine's list of models is none.") from None
 
     async def post(self, path: str, document: object) -> bytes:

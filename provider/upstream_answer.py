@@ -49,6 +49,8 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
     error: Any = None
+    object: str | None = None
+    message: Any = None
 
 
 class UpstreamAnswer:
@@ -75,8 +77,8 @@ class UpstreamAnswer:
             self.is_done = True
             return None
         chunk = _decode(event.data)
-        if chunk.error:
-            said = _said(chunk.error)
+        if chunk.error or chunk.object == "error":
+            said = _said(chunk.error or chunk.message)
             raise RemoteProtocolError("upstream-failed", f"The engine failed: {said}")
         if chunk.usage is not None:
             self.usage = chunk.usage

@@ -98,7 +98,7 @@ class Upstreams:
             if not listed:
                 trouble = f"The upstream {server.url} has none of the models that are to be served."
         except ApiError as error:
-            trouble = f"The upstream {server.url}: {error}"
+            trouble = f"The upstream {server.url} (does it end in /v1?): {error}"
         if trouble != self._troubles[server.url]:
             self._troubles[server.url] = trouble
             log.warning("%s", trouble or f"The upstream {server.url} answers again.")
@@ -135,10 +135,15 @@ class Upstreams:
 
 def servers(settings: ProviderSettings, http: aiohttp.ClientSession) -> tuple[Upstream, ...]:
     """Raises UserError as `api_key`."""
+    urls = tuple(dict.fromkeys(settings.upstream))
     key = api_key(settings.upstream_key_file)
+    if key is not None and len(urls) > 1:
+        raise UserError(
+            "bad-upstream-key", "The API key would be shown to several upstreams; have one."
+        )
     return tuple(
         Upstream(url, http, Places(settings.upstream_capacity, settings.upstream_queue), key)
-        for url in dict.fromkeys(settings.upstream)
+        for url in urls
     )
 
 

@@ -449,12 +449,24 @@ async def test_a_server_that_refuses(
         b'data: {"choices": [{"delta": {"content": 7}}]}\n\n',
         b"data: " + b"[" * 100_000 + b"\n\n",
         b'data: {"error": {"message": "out of memory", "code": 500}}\n\n',
+        b'data: {"object": "error", "message": "out of memory"}\n\n',
         b"data: " + b"x" * 3_000_000,
         b"\xff\xfe\x00",
         "end",
         "pause",
     ],
-    ids=["cut", "list", "number", "deep", "error", "giant", "binary", "end", "stall"],
+    ids=[
+        "cut",
+        "list",
+        "number",
+        "deep",
+        "error",
+        "plain error",
+        "giant",
+        "binary",
+        "end",
+        "stall",
+    ],
 )
 async def test_a_stream_that_is_none_costs_what_came(
     tmp_path: Path, fake: FakeUpstream, part: bytes | str

@@ -121,13 +121,6 @@ async def test_a_provider_whose_only_server_is_down(tmp_path: Path) -> None:
         ({"upstream_capacity": 0}, "bad-setting"),
         ({"upstream_context": 0}, "bad-setting"),
         ({"upstream_queue": -1}, "bad-setting"),
-        (
-            {
-                "upstream": ("https://a.org/v1", "https://b.org/v1"),
-                "upstream_key_file": Path("key"),
-            },
-            "bad-setting",
-        ),
     ],
 )
 def test_settings_that_are_refused(wrong: dict[str, Any], reason: str) -> None:
@@ -180,6 +173,10 @@ async def test_a_key_goes_to_the_server_and_nowhere_else(
             settings.check()
             (server,) = servers(settings, http)
             await server.models()
+            two = ProviderSettings(upstream=(url, NOWHERE), upstream_key_file=file)
+            with pytest.raises(UserError) as refused:
+                servers(two, http)
+            assert refused.value.reason == "bad-upstream-key"
     assert fake.headers[0]["Authorization"] == "Bearer sk-file"
     assert "sk-file" not in caplog.text
     assert "sk-file" not in repr(server)
