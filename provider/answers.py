@@ -172,9 +172,10 @@ class Answers:
         if more > 0:
             data = work.builder(answer).text("")
             return await self._send(answer, work, data, (0,) * more, write)
-        if more < 0:
+        stored = self._session(answer)
+        # What a closed session spent may have been signed: its user left before this answer's end.
+        if more < 0 and stored.phase is sessions.Phase.OPEN:
             input_tokens = 0 if total else answer.prompt_tokens
-            stored = self._session(answer)
             over = stored.terms.cost(input_tokens, -more)
             self._ledger.save_session(sessions.give_back(stored, over))
             if self._book is not None:

@@ -287,7 +287,9 @@ def deliver(session: Session, held: Msat, cost: Msat, now: UnixTime) -> Session:
 
 
 def give_back(session: Session, amount: Msat) -> Session:
-    """Take back a charge: the engine counted fewer tokens in the end than came in pieces."""
+    """Take back a charge: the engine counted fewer tokens in the end than came in pieces. Raises
+    LocalProtocolError where the session is closed."""
+    _must_be_open(session)
     return replace(session, spent=Msat(session.spent - amount))
 
 

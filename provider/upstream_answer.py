@@ -184,7 +184,7 @@ def _said(error: Any) -> str:
     message = error.get("message") if isinstance(error, dict) else error
     if not isinstance(message, str) or not message.strip():
         message = "it says nothing about it"
-    said = "".join(c for c in message if c.isprintable())[:300].rstrip()
+    said = "".join(c for c in " ".join(message.split()) if c.isprintable())[:300].rstrip()
     return said if said.endswith((".", "!", "?")) else f"{said}."
 
 

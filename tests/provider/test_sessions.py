@@ -337,6 +337,13 @@ class Money(RuleBasedStateMachine):
             held = session.held if first else Msat(0)
             self.store(sessions.deliver(session, held, TERMS.cost(0, tokens), self.now))
 
+    @rule(data=st.data(), tokens=st.integers(0, 40))
+    def engine_counts_less(self, data: st.DataObject, tokens: int) -> None:
+        session = self.an_open(data)
+        if session is not None:
+            over = Msat(min(TERMS.cost(0, tokens), session.spent))
+            self.store(sessions.give_back(session, over))
+
     @rule(data=st.data())
     def engine_fails(self, data: st.DataObject) -> None:
         session = self.an_open(data)
