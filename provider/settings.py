@@ -47,6 +47,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         `model` and `follow` they alone. upstream_models: only these; all where none is named.
     upstream_key_file: of an API key, which nobody else may read; else ODA_UPSTREAM_KEY is one.
     upstream_plain_http: http is allowed to other machines than this one.
+    upstream_input_msat, upstream_output_msat: their price, where it is another.
     upstream_context: the context length of models whose server doesn't tell.
     upstream_capacity, upstream_queue: answers at the same time of one server, and how many may
         wait.
@@ -87,6 +88,8 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     upstream_models: tuple[str, ...] = ()
     upstream_key_file: Path | None = None
     upstream_plain_http: bool = False
+    upstream_input_msat: Msat | None = None
+    upstream_output_msat: Msat | None = None
     upstream_context: int = 32_768
     upstream_capacity: int = 8
     upstream_queue: int = 16

@@ -27,6 +27,8 @@ from provider.upstream_answer import UpstreamAnswer
 CONNECT_SECONDS: Final = 10
 LIST_SECONDS: Final = 10
 MAX_BODY: Final = 4 << 20
+MAX_LOGPROBS: Final = 5
+"""Of other tokens at each place: they are sent and kept, and nobody pays for them."""
 MESSAGE_TOKENS: Final = 16
 """What a chat template may add around one message, and around all of them, and is charged."""
 
@@ -171,12 +173,18 @@ class UpstreamEngine:
 
     def read(self, request: AnyRequest, body: bytes) -> Prompt:
         try:
-            most = most_prompt_tokens(msgspec.json.decode(body, type=dict[str, Any]))
-            msgspec.json.encode(msgspec.json.decode(body))
+            document = msgspec.json.decode(body, type=dict[str, Any])
+            most = most_prompt_tokens(document)
+            msgspec.json.encode(document)
         except (ValueError, RecursionError, OverflowError) as error:
             # What is sent on is more than was looked at: it may be nested without an end, or have
             # numbers that nobody can write.
             raise ApiError("invalid-request", f"The request can't be sent on: {error}.") from None
+        for name in ("logprobs", "top_logprobs"):
+            if isinstance(document.get(name), int) and document[name] > MAX_LOGPROBS:
+                raise ApiError(
+                    "invalid-request", f"{name} must be at most {MAX_LOGPROBS} here.", param=name
+                )
         return Prompt(b"", min(most, self._context))
 
     async def prompt_tokens(self, request: GenerateRequest, most: int) -> int:

@@ -19,7 +19,7 @@ from typing import Final
 import aiohttp
 
 from channels.errors import UserError
-from channels.units import UnixTime
+from channels.units import Msat, UnixTime
 from provider.api import ApiError, is_model_name
 from provider.places import Places
 from provider.pricing import Price
@@ -47,7 +47,7 @@ class State:
 
 class Upstreams:
     """Keeps `models` to what the servers have. shares: of unregistered models; None where nothing
-    is passed on. A name that is taken already stays what it was."""
+    is passed on. A name that is taken already stays what it was. Raises UserError("bad-price")."""
 
     def __init__(
         self,
@@ -62,6 +62,10 @@ class Upstreams:
         self._settings = settings
         self._shares = shares
         self._clock = clock
+        self._price = Price(
+            _first(settings.upstream_input_msat, settings.input_msat),
+            _first(settings.upstream_output_msat, settings.output_msat),
+        )
         self._served: dict[str, dict[str, Served]] = {each.url: {} for each in servers}
         self._troubles: dict[str, str | None] = dict.fromkeys(self._served)
 
@@ -125,12 +129,16 @@ class Upstreams:
         context = listed.context or settings.upstream_context
         return Served(
             UpstreamEngine(server, listed.id, context),
-            Price(settings.input_msat, settings.output_msat),
+            self._price,
             settings.tokens_per_second,
             UnixTime(int(self._clock())),
             shares=self._shares,
             places=server.places,
         )
+
+
+def _first(given: Msat | None, otherwise: Msat) -> Msat:
+    return otherwise if given is None else given
 
 
 def servers(settings: ProviderSettings, http: aiohttp.ClientSession) -> tuple[Upstream, ...]:

@@ -268,6 +268,21 @@ async def test_what_cannot_be_sent_on(world: World, fake: FakeUpstream, tools: s
         assert done.status == 200
 
 
+async def test_logprobs_are_few(world: World, fake: FakeUpstream) -> None:
+    beside = {"content": [{"token": "a", "logprob": -0.5, "top_logprobs": []}]}
+    piece = {"index": 0, "delta": {"content": "a"}, "logprobs": beside, "finish_reason": None}
+    said = upstream_server.event({"choices": [piece]})
+    fake.script = [OPENING, said, said, chunk("stop"), usage_chunk(2), DONE]
+    found, _ = await bought(world, max_tokens=20, logprobs=True, top_logprobs=5)
+    assert [e.document["choices"][0]["logprobs"] for e in found[1:3]] == [beside, beside]
+    body = chat(logprobs=True)
+    whole = await world.client.post(CHAT, json=body, headers=await charged(world, body))
+    (choice,) = (await whole.json())["choices"]
+    assert choice["logprobs"] == {"content": [*beside["content"], *beside["content"]]}
+    asked = await world.client.post(CHAT, json=chat(logprobs=True, top_logprobs=6))
+    assert (asked.status, (await asked.json())["error"]["param"]) == (400, "top_logprobs")
+
+
 async def test_openai_as_a_user(world: World, fake: FakeUpstream) -> None:
     """Tools, whole and streamed, by a client that nobody here wrote."""
     fake.script = calls()

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from channels.errors import UserError
-from channels.units import UnixTime
+from channels.units import Msat, UnixTime
 from provider.places import Places
 from provider.serving import Models, Served
 from provider.settings import ProviderSettings
@@ -36,12 +36,13 @@ async def test_models_come_and_go_and_come_back() -> None:
     models = Models([of_torch("taken")])
     async with upstream_server.upstream_of(fake) as upstream:
         gone = Upstream(NOWHERE, upstream._http, Places(1))
-        settings = ProviderSettings(upstream_context=77)
+        settings = ProviderSettings(upstream_context=77, upstream_input_msat=Msat(0))
         watched = Upstreams([upstream, gone], models, settings, SHARES, lambda: 5.0)
         async with watched.running():
             assert list(models.current) == ["taken", "a/b:7b-q4"]
             served = models.current["a/b:7b-q4"]
             assert (served.engine.context_length, served.created) == (4096, 5)
+            assert (served.price.input_msat, served.price.output_msat) == (0, 250)
             # Nobody trained it that the sidechain knows of: producers alone are owed.
             assert (served.model, served.weights_root, served.shares) == (None, None, SHARES)
             here, there = watched.states()
