@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from channels.errors import OdaError
-from channels.lightning import Lightning
+from channels.lightning import Lightning, LightningUnreachable
 from channels.settings import Settings
 from channels.units import UnixTime, msat
 from client.discovery import Seller
@@ -23,7 +23,7 @@ from client.gateway.pool import Pool
 from client.gateway.sellers import Sellers
 from client.gateway.settings import GatewaySettings
 from client.market import market
-from client.sdk import Client, connect
+from client.sdk import Client, check_network, connect, no_node
 from client.settings import ClientSettings, lightning_rpc_file
 from client.telling import looking
 
@@ -42,11 +42,15 @@ async def assembled(
     named: bool = False,
     open_channel: OpenChannel | None = None,
 ) -> AsyncIterator[Gateway]:
-    """named: only the provider of the settings. Raises OdaError as client.market.market does."""
+    """named: only the provider of the settings.
+
+    Raises OdaError `lightning-unreachable`, `wrong-network`, and as client.market.market does.
+    """
     total = settings.max_total_sat
     budget = client.budget(None if total is None else msat(total), UnixTime(int(time.time())))
     async with AsyncExitStack() as stack:
         lightning = await stack.enter_async_context(Lightning(lightning_rpc_file(shared)))
+        await _check_node(lightning, shared)
         fair = await stack.enter_async_context(market(shared, client, named=named))
         await stack.enter_async_context(looking(fair))
 
@@ -76,6 +80,15 @@ async def assembled(
             is_ready,
             one_at_a_time(open_channel) if open_channel is not None else None,
         )
+
+
+async def _check_node(lightning: Lightning, shared: Settings) -> None:
+    """A gateway that can't pay is of no use: its user hears of it at once."""
+    try:
+        info = await lightning.getinfo()
+    except LightningUnreachable as error:
+        raise no_node(error) from error
+    check_network(info.network, shared.network)
 
 
 def one_at_a_time(open_channel: OpenChannel) -> OpenChannel:

@@ -26,6 +26,7 @@ from channels.settings import load_settings
 from channels.terminal import ExitCode
 from client import cli
 from client.checking import Checking
+from client.gateway import serving as gateway_serving
 from client.market import market
 from client.settings import load_client_settings
 from client.telling import looking
@@ -508,3 +509,24 @@ async def test_what_runs_for_long_says_it_too(house: House, village: Village) ->
         await heard.wait()
     assert len(said) == 1
     assert "were not paid to those who made the model" in said[0]
+
+
+# Gateway -----------------------------------------------------------------------------------------
+
+
+def test_a_gateway_that_can_not_start(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_serving, "Lightning", lambda rpc: house.node)
+    assert house.fails("gateway", "--host", "192.0.2.1") == (ExitCode.USAGE, "not-loopback")
+    assert house.fails("gateway", "--idle-seconds", "-1") == (ExitCode.USAGE, "usage")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert house.fails("gateway", "--port", port) == (ExitCode.IN_USE, "port-in-use")
+    house.node.network = "signet"
+    assert house.fails("gateway", "--port", "0") == (ExitCode.USAGE, "wrong-network")
+
+
+def test_a_gateway_without_a_node(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ODA_LIGHTNING_RPC_FILE", str(tmp_path / "nothing"))
+    assert house.fails("gateway") == (ExitCode.UNREACHABLE, "lightning-unreachable")

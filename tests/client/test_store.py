@@ -57,6 +57,28 @@ def test_the_cap_of_a_day_counts_what_may_have_been_paid(store: Store) -> None:
     store.save(one.number, paying(0), NOW, caps=day_cap(NOW))
 
 
+def test_the_caps_of_an_hour_and_of_a_run(store: Store) -> None:
+    much = Msat(1 << 40)
+    budget = Budget(much, Msat(8_000), much, max_total=Msat(16_000), started=NOW)
+    rows = [store.add("http://p", NEW, "label", NOW) for _ in range(4)]
+
+    def pay(number: int, minutes: int) -> str:
+        now = UnixTime(NOW + 60 * minutes)
+        try:
+            store.save(rows[number].number, paying(number), now, caps=budget.caps(now))
+        except UserError as capped:
+            return capped.reason
+        return "paid"
+
+    assert pay(0, 0) == "paid"
+    assert pay(1, 59) == "hour-cap-reached"
+    assert pay(1, 61) == "paid"
+    assert pay(2, 122) == "total-cap-reached"
+    # What was stored before may always be stored again.
+    assert pay(1, 122) == "paid"
+    assert store.spent_since(NOW) == 16_000
+
+
 def test_failed_deposits_and_refunds_do_not_count(store: Store) -> None:
     one, two = (store.add("http://p", NEW, "label", NOW) for _ in range(2))
     value = paying(0)

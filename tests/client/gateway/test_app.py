@@ -302,6 +302,29 @@ async def test_the_next_provider_answers(desk: Desk, broken: Shop) -> None:
     assert record.output_tokens == 45
 
 
+async def test_a_provider_that_dies_in_the_middle_is_left_for_the_next(
+    desk: Desk, broken: Shop
+) -> None:
+    broken.engine.stall_at = 20
+    asking = asyncio.create_task(desk.ask(max_tokens=200))
+
+    async def begun() -> bool:
+        return desk.gateway.figures.output_tokens == 20
+
+    await until(begun, "the answer has begun")
+    paid = len(desk.nodes[broken.url].attempts)
+    await broken.client.close()
+    good = next(shop for shop in desk.shops if shop is not broken)
+    assert (await asking).choices[0].message.content == await expected(good, 200)
+    assert len(desk.nodes[broken.url].attempts) == paid
+    [record] = await desk.recorded(1)
+    assert (record.provider, record.switched) == (good.url, ["provider-unreachable"])
+    # What the first one still has is on record, and at risk.
+    left = {row.provider: row.value for row in desk.rows()}[broken.url]
+    assert left.exposure == left.paid - (3 * 50 + 20 * 250) > 0
+    assert desk.gateway.pool.at_risk >= left.exposure
+
+
 async def test_what_was_shown_of_a_stream_can_not_be_taken_back(desk: Desk, broken: Shop) -> None:
     broken.engine.fail_at = 5
     chunks, cut = await cut_off(desk, max_tokens=40)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 
 import pytest
+from rich.console import Console
 
 from channels.errors import LocalProtocolError, OdaError, RemoteProtocolError, UserError
 from channels.lightning import LightningError, LightningUnreachable
@@ -12,9 +15,10 @@ from channels.units import Msat
 from client.answer import Cost
 from client.budget import CAPS
 from client.discovery import Seller, Silent, Survey
-from client.gateway.display import status, summary
+from client.gateway.display import Display, status, summary
 from client.gateway.errors import api_error, may_retry
 from client.gateway.figures import Figures, Record
+from client.gateway.pool import Pool
 from client.gateway.sellers import AGAIN, FRESH, STALE, Sellers, catalogue
 from client.gateway.serving import one_at_a_time
 from client.judge import Fault, FaultKind
@@ -196,6 +200,34 @@ def test_figures_add_up_over_providers_and_requests() -> None:
     shown = "1 requests, 0 running, 1 failed · 0.0 tokens/s · 0.500 sat spent · 1.234 sat at risk"
     assert status(figures, 1234) == shown
     assert "6 + 50 tokens · 0.500 sat · 4.0 s · answer-stall" in summary(record)
+
+
+def test_a_line_that_lives_below_those_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=120)
+    monkeypatch.setattr("client.gateway.display.stderr", lambda: console)
+    pool = Pool(lambda seller: pytest.fail("nothing is bought"), 60)
+    with Display(as_json=False) as display:
+        display.started("http://127.0.0.1:8404/v1", "/home/user/gateway-token", pool)
+        with display.figures.request("/v1/completions") as record:
+            display.figures.cost(record, None, cost(10, 2650))
+    shown = terminal.getvalue()
+    assert "export OPENAI_BASE_URL=http://127.0.0.1:8404/v1" in shown
+    assert 'export OPENAI_API_KEY="$(cat /home/user/gateway-token)"' in shown
+    assert "200 /v1/completions" in shown
+    last = shown.rpartition("1 requests, 0 running")[2]
+    assert "2.650 sat spent · 0.000 sat at risk" in last
+
+
+def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(as_json=True) as display:
+        display.started("http://127.0.0.1:1/v1", None, Pool(lambda seller: pytest.fail("no"), 60))
+        for _ in range(2):
+            with display.figures.request("/v1/completions"):
+                pass
+    first, *records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert first == {"url": "http://127.0.0.1:1/v1", "token_file": None}
+    assert [record["request"] for record in records] == [1, 2]
 
 
 def test_a_model_s_name_can_not_move_the_cursor() -> None:

@@ -207,6 +207,13 @@ async def test_nothing_is_lost_when_the_gateway_is_killed(street: Street, model:
         gateway.wait()
     rows = await street.oda("sessions")
     assert {row["state"] for row in rows} <= {"opening", "open"} and len(rows) == 2
+    # Another one goes on with what the first one left.
+    gateway, client = await street.gateway()
+    async with client:
+        await street.ask(client, max_tokens=20)
+    gateway.kill()
+    gateway.wait()
+    assert len(await street.oda("sessions", "--all")) == 2
     # Until the provider has noticed that its readers are gone, it may say no.
     closed = await until(lambda: street.oda("close", "--all"), "both are closed", within=60)
     assert len(closed["refunds"]) == 2
