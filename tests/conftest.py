@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from hypothesis import settings
 from channels.node.chain import Bitcoind
 from channels.settings import load_settings
 from regtest.bitcoind import Miner, RegtestBitcoind, find_bitcoind
+from sidechain.model import PATIENT
 
 # Tests are repeatable, and say nothing about speed: the same examples in every run, however slow
 # the machine is. `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("repeatable")
+
+# Before a test file imports torch by itself.
+assert PATIENT in os.environ
 
 # A shell that starts the tests in the background has SIGINT ignored, and every program that they
 # start would inherit that: then nobody could be interrupted.
