@@ -224,10 +224,15 @@ def run_node(
     bitcoind_url: BitcoindUrl = None,
     bitcoind_cookie: BitcoindCookie = None,
     young: Young = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Run the embedded node in the foreground, until Ctrl-C."""
+    """Run the embedded node in the foreground, until Ctrl-C; it logs to standard error."""
     settings = load_settings()
     command = node_command(settings, name, bitcoind_url, bitcoind_cookie, young)
+    if as_json:
+        socket = settings.node_dir(name) / "lightning-rpc"
+        print_json({"name": name, "pid": os.getpid(), "rpc_file": socket})
+        sys.stdout.flush()  # the node takes this process over, and what is buffered would be lost
     os.execv(command[0], command)  # noqa: S606  # a list of our own arguments, and no shell
 
 

@@ -196,7 +196,8 @@ def test_the_bitcoind_of_the_regtest_network_is_found(data: Path) -> None:
 def test_run_becomes_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[tuple[str, list[str]]] = []
     monkeypatch.setattr(os, "execv", lambda path, command: became.append((path, command)))
-    oda("lightning", "run", "--bitcoind-url", "http://127.0.0.1:5")
+    started = oda("lightning", "run", "--bitcoind-url", "http://127.0.0.1:5", "--json")
+    assert json.loads(started)["pid"] == os.getpid()
     [(path, command)] = became
     assert path == sys.executable
     assert "--bitcoind-url=http://127.0.0.1:5" in command
