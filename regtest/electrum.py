@@ -220,6 +220,8 @@ class Electrum:
             # With recoverable channels it lets nobody open one to it.
             "use_recoverable_channels": False,
             "test_force_disable_mpp": True,
+            # Blocks that who closes alone waits for its coins; Electrum would ask for a week.
+            "lightning_to_self_delay": 6,
         }
 
     async def call(self, method: str, **params: object) -> Any:
