@@ -1,7 +1,4 @@
-"""An independent implementation: channels with Electrum, opened, used, interrupted and closed.
-
-Not yet with our node: forwarding, gossip and closing alone.
-"""
+"""An independent implementation: channels with Electrum, opened, used, interrupted and closed."""
 
 from __future__ import annotations
 
