@@ -26,12 +26,12 @@ from provider.shares import BatchStatus
 from sidechain.fees import Beneficiaries, Terms, split
 from tests.provider.buyers import Buyer
 from tests.provider.fakes import World
-from tests.provider.payees import PayeeWorld
+from tests.provider.payees import PayeeWorld, spend
 from tests.provider.test_settlement import RULES
 
 TERMS = Terms(50_000, 10_000)
 TOKENS = 1500
-ROUNDS = 5
+ROUNDS = 20
 
 
 async def tokens_per_second(directory: Path, payees: PayeeWorld | None) -> float:
@@ -48,17 +48,24 @@ async def tokens_per_second(directory: Path, payees: PayeeWorld | None) -> float
     return TOKENS / seconds
 
 
-def overhead(directory: Path) -> None:
-    """Alternating, so that what else the machine does weighs on both."""
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(2 * ROUNDS):
-        counted = number % 2 == 0
-        path = directory / f"overhead-{number}"
-        path.mkdir()
-        payees = PayeeWorld("trainer", "last", "accepting") if counted else None
-        rates[counted].append(asyncio.run(tokens_per_second(path, payees)))
-    counting, bare = (sorted(rates[key])[ROUNDS // 2] for key in (True, False))
-    print(f"tokens/s with shares {counting:.0f}, without {bare:.0f}: {counting / bare:.3f} of it")
+def overhead(directory: Path, rounds: int) -> None:
+    """Pairs of runs, one with shares and one without, in changing order, so that what else the
+    machine does weighs on both; of their ratios the median."""
+    ratios = []
+    for number in range(rounds):
+        rates = {}
+        for counted in (True, False) if number % 2 else (False, True):
+            path = directory / f"overhead-{number}-{counted}"
+            path.mkdir()
+            payees = PayeeWorld("trainer", "last", "accepting") if counted else None
+            rates[counted] = asyncio.run(tokens_per_second(path, payees))
+        ratios.append(rates[True] / rates[False])
+    ratios.sort()
+    low, middle, high = (ratios[len(ratios) * part // 4] for part in (1, 2, 3))
+    print(
+        f"tokens/s with shares beside without, {rounds} pairs: {middle:.3f} "
+        f"(half of them from {low:.3f} to {high:.3f})"
+    )
 
 
 class Year:
@@ -92,7 +99,7 @@ class Year:
             period = self.shares.begin(name, provenance, who, TERMS)
             for _ in range(draw.randrange(1, 4)):
                 amount = draw.choice((1, 17, 250, 12_345, 1_000_000)) * draw.randrange(1, 9)
-                self.shares.spend(name, period, Msat(amount))
+                spend(self.shares, name, period, Msat(amount))
                 self.spent[name] = self.spent.get(name, 0) + amount
         self.ledger.commit()
 
@@ -142,7 +149,7 @@ def thousand(path: Path) -> None:
     for number in range(1000):
         name = number.to_bytes(32, "big")
         period = year.shares.begin(name, Provenance(1, bytes(32)), people, TERMS)
-        year.shares.spend(name, period, Msat(10_000))
+        spend(year.shares, name, period, Msat(10_000))
     year.ledger.commit()
     year.world.clock.ahead += 601
     begun = perf_counter()
@@ -157,7 +164,7 @@ def main() -> None:
     sessions = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        overhead(directory)
+        overhead(directory, ROUNDS)
         thousand(directory / "thousand.sqlite")
         for seed in range(3):
             begun = perf_counter()

@@ -178,8 +178,6 @@ class Answers:
             input_tokens = 0 if total else answer.prompt_tokens
             over = stored.terms.cost(input_tokens, -more)
             self._ledger.save_session(sessions.give_back(stored, over))
-            if self._book is not None:
-                self._book.spend(answer.session, answer.period, Msat(-over))
             answer = replace(answer, spent=Msat(answer.spent - over), completion_tokens=total)
             self._ledger.save_answer(answer)
         return answer
@@ -243,8 +241,6 @@ class Answers:
         if tokens:
             stored = sessions.deliver(self._session(answer), held, cost, self._cashier.now())
             self._ledger.save_session(stored)
-            if self._book is not None:
-                self._book.spend(answer.session, answer.period, Msat(held + cost))
             self._count(answer, len(tokens))
             spent = Msat(answer.spent + held + cost)
             answer = replace(answer, held=NOTHING, spent=spent, completion_tokens=completion_tokens)
@@ -410,8 +406,6 @@ class Answers:
         cost = stored.terms.cost(tokens, 0)
         self._ledger.append_event(answer, Event(answer.events, made.body, (), 0))
         self._ledger.save_session(sessions.deliver(stored, NOTHING, cost, self._cashier.now()))
-        if self._book is not None:
-            self._book.spend(answer.session, answer.period, cost)
         done = replace(answer, status=AnswerStatus.FINISHED, events=answer.events + 1)
         self._ledger.save_answer(replace(done, prompt_tokens=tokens, spent=cost))
         self._metrics.input_tokens.inc(tokens)

@@ -73,7 +73,7 @@ class Answer:
     completion_tokens: int = 0
     events: int = 0
     period: int | None = None
-    """What its share is counted under (shares.Period); None for a provider on no sidechain."""
+    """The shares.Period that counts what is spent; None for a provider on no sidechain."""
     weights: str = ""
 
 

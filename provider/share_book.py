@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from channels.http.session import Provenance
-from channels.units import Msat
 from provider.serving import Served
 from provider.sessions import Session
 from provider.share_ledger import ShareLedger
@@ -76,7 +75,3 @@ class ShareBook:
                 backing.provenance, model=served.model, weights_root=served.weights_root
             )
         return self._ledger.begin(session.id, provenance, backing.beneficiaries, terms)
-
-    def spend(self, session: bytes, period: int | None, amount: Msat) -> None:
-        if period is not None and amount:
-            self._ledger.spend(session, period, amount)

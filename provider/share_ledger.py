@@ -32,17 +32,23 @@ class ShareLedger:
     ) -> int:
         """The number of the session's period under a provenance; a new one at first."""
         known = self._rows(
-            "SELECT number FROM periods WHERE session = ? AND block = ? AND model IS ? "
+            "SELECT number, is_open FROM periods WHERE session = ? AND block = ? AND model IS ? "
             "AND weights_root IS ?",
             (session, provenance.block, provenance.model, provenance.weights_root),
         )
         if known:
-            return int(known[0]["number"])
+            number = int(known[0]["number"])
+            if not known[0]["is_open"]:
+                self.ledger.write(
+                    "UPDATE periods SET is_open = 1 WHERE session = ? AND number = ?",
+                    (session, number),
+                )
+            return number
         count = self._rows("SELECT count(*) AS n FROM periods WHERE session = ?", (session,))
         number = int(count[0]["n"])
         self.ledger.write(
-            f"INSERT INTO periods (session, number, {_PERIOD}, spent, batched) "  # noqa: S608  # names of ours
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0)",
+            f"INSERT INTO periods (session, number, {_PERIOD}, is_open) "  # noqa: S608  # names of ours
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
             (
                 session,
                 number,
@@ -59,33 +65,37 @@ class ShareLedger:
         )
         return number
 
-    def spend(self, session: bytes, number: int, amount: Msat) -> None:
-        self.ledger.write(
-            "UPDATE periods SET spent = spent + ? WHERE session = ? AND number = ?",
-            (amount, session, number),
-        )
-
     def periods(self, session: bytes) -> list[Period]:
         rows = self._rows(
-            f"SELECT session, {_PERIOD}, spent FROM periods WHERE session = ? ORDER BY number",  # noqa: S608  # names of ours
+            f"SELECT session, {_PERIOD}, COALESCE((SELECT SUM(spent) FROM answers "  # noqa: S608  # names of ours
+            "WHERE answers.session = periods.session AND period = periods.number), 0) AS spent "
+            "FROM periods WHERE session = ? ORDER BY number",
             (session,),
         )
         return [_period(row) for row in rows]
 
     def all_periods(self) -> dict[tuple[bytes, int], Period]:
         """By session and number."""
-        rows = self._rows(f"SELECT session, number, {_PERIOD}, spent FROM periods", ())  # noqa: S608  # names of ours
+        rows = self._rows(
+            f"SELECT periods.session, number, {_PERIOD}, COALESCE(SUM(spent), 0) AS spent "  # noqa: S608  # names of ours
+            "FROM periods LEFT JOIN answers ON answers.session = periods.session "
+            "AND period = number GROUP BY periods.session, number",
+            (),
+        )
         return {(row["session"], row["number"]): _period(row) for row in rows}
 
     def unsettled(self) -> list[bytes]:
-        """Sessions that spent something since all that they owed was in batches."""
-        rows = self._rows("SELECT DISTINCT session FROM periods WHERE spent != batched", ())
+        """Sessions that may owe something that is in no batch."""
+        rows = self._rows("SELECT DISTINCT session FROM periods WHERE is_open", ())
         return [row["session"] for row in rows]
 
     def settled(self, session: bytes) -> None:
-        """All that a session owes is in batches."""
+        """All that a session owes is in batches. It stays open while an answer may go on."""
         self.ledger.write(
-            "UPDATE periods SET batched = spent WHERE session = ? AND batched != spent", (session,)
+            "UPDATE periods SET is_open = 0 WHERE session = ?1 AND is_open AND ("
+            "NOT EXISTS (SELECT 1 FROM answers WHERE session = ?1 AND status = 'running') "
+            "OR EXISTS (SELECT 1 FROM sessions WHERE id = ?1 AND phase = 'closed' AND held = 0))",
+            (session,),
         )
 
     # Batches -------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ def create(db: sqlite_utils.Database) -> None:
         "CREATE TABLE periods (session BLOB, number INTEGER, height INTEGER NOT NULL, "
         "block BLOB NOT NULL, model BLOB, weights_root BLOB, trainer BLOB, last_producer BLOB, "
         "accepting_producer BLOB, trainer_ppm INTEGER NOT NULL, producers_ppm INTEGER NOT NULL, "
-        "spent INTEGER NOT NULL, batched INTEGER NOT NULL, PRIMARY KEY (session, number)) "
-        "WITHOUT ROWID"
+        "is_open INTEGER NOT NULL, PRIMARY KEY (session, number)) WITHOUT ROWID"
     )
-    db.execute("CREATE INDEX periods_unsettled ON periods (session) WHERE spent != batched")
+    # What is spent in a period is the sum over its answers, so that no event costs a write here.
+    db.execute("CREATE INDEX periods_open ON periods (session) WHERE is_open")
     db.execute(
         "CREATE TABLE batches (number INTEGER PRIMARY KEY, payee BLOB NOT NULL, "
         "root BLOB NOT NULL, amount INTEGER NOT NULL, status TEXT NOT NULL, invoice TEXT, "

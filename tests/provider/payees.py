@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from itertools import count
 
 from channels.bolt import invoice as bolt11
 from channels.bolt import keys, signmessage
@@ -14,11 +15,12 @@ from channels.lightning import PaymentComplete, PaymentFailed, PaymentOutcome, P
 from channels.receipts import description
 from channels.sum_tree import Sum
 from channels.units import Msat, UnixTime
-from provider.ledger import Ledger
+from provider.ledger import Answer, AnswerStatus, Ledger
 from provider.serving import Models
 from provider.settlement import PayTo, Rules
 from provider.share_book import Backing
 from provider.share_desk import ShareDesk
+from provider.share_ledger import ShareLedger
 from sidechain.fees import Beneficiaries, Terms
 from sidechain.state import Version
 from tests.provider.clock import Clock
@@ -69,6 +71,18 @@ class Payee:
         written = bolt11.encode(value, secret or self.secret)
         self.invoices[written] = preimage
         return written
+
+
+_numbers = count()
+
+
+def spend(shares: ShareLedger, session: bytes, period: int, amount: Msat) -> Answer:
+    """An answer that cost so much, and is at its end."""
+    name = f"{session.hex()}-{next(_numbers)}"
+    answer = Answer(name, session, "chat", b"", 0, UnixTime(0), 0, AnswerStatus.FINISHED)
+    answer = replace(answer, spent=amount, period=period)
+    shares.ledger.save_answer(answer)
+    return answer
 
 
 class PayeeWorld:

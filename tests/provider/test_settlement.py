@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from channels.errors import RemoteProtocolError
 from channels.http.session import Provenance
 from channels.units import Msat, UnixTime
 from provider import shares
-from provider.ledger import Ledger
+from provider.ledger import Answer, AnswerStatus, Ledger
 from provider.settlement import Rules, Settlement
 from provider.share_ledger import ShareLedger
 from provider.shares import Batch, BatchStatus, Period
 from sidechain.fees import Beneficiaries, Terms, split
-from tests.provider.payees import PROVIDER, PayeeWorld
+from tests.provider.payees import PROVIDER, PayeeWorld, spend
 
 SECRET = b"\x77" * 32
 TERMS = Terms(50_000, 10_000)
@@ -42,6 +43,7 @@ class Till:
 
     def __init__(self, path: Path, world: PayeeWorld, rules: Rules = RULES) -> None:
         self.path, self.world, self.rules = path, world, rules
+        self.running: dict[int, Answer] = {}
         self._start()
 
     def _start(self) -> None:
@@ -58,13 +60,27 @@ class Till:
 
     def spend(
         self, number: int, amount: int, height: int = 1, who: tuple[int, int, int] = (0, 1, 2)
-    ) -> None:
+    ) -> Answer:
         people = [self.world.people[i].key for i in who]
         period = self.shares.begin(
             session(number), provenance(height), Beneficiaries(*people), TERMS
         )
-        self.shares.spend(session(number), period, Msat(amount))
+        answer = spend(self.shares, session(number), period, Msat(amount))
         self.ledger.commit()
+        return answer
+
+    def go_on(self, number: int, amount: int) -> None:
+        """An answer that is not at its end costs so much more; nothing but its row says so."""
+        answer = self.running.get(number) or self.spend(number, 0)
+        spent = Msat(answer.spent + amount)
+        self.running[number] = replace(answer, status=AnswerStatus.RUNNING, spent=spent)
+        self.ledger.save_answer(self.running[number])
+        self.ledger.commit()
+
+    def finish(self, number: int) -> None:
+        if (answer := self.running.pop(number, None)) is not None:
+            self.ledger.save_answer(replace(answer, status=AnswerStatus.FINISHED))
+            self.ledger.commit()
 
     def check(self, spent: dict[int, int]) -> None:
         """spent = provider + in batches + carried, for every session."""
@@ -118,6 +134,26 @@ async def test_too_little_is_carried_over(till: Till, world: PayeeWorld) -> None
     await till.settlement.tick()
     assert [person.received for person in world.people] == [1000, 0, 0]
     till.check({1: 10_000, 2: 10_000})
+
+
+async def test_an_answer_goes_on_after_its_share_was_settled(till: Till, world: PayeeWorld) -> None:
+    trainer = world.people[0]
+    till.go_on(1, 1_000_000)
+    world.clock.ahead += 601
+    await till.settlement.tick()
+    assert trainer.received == 50_000
+    till.go_on(1, 1_000_000)
+    world.clock.ahead += 601
+    await till.settlement.tick()
+    assert trainer.received == 100_000
+    # While it may go on it is looked at, and no longer.
+    assert till.shares.unsettled() == [session(1)]
+    till.finish(1)
+    world.clock.ahead += 601
+    await till.settlement.tick()
+    assert till.shares.unsettled() == []
+    till.spend(1, 1_000_000)
+    assert till.shares.unsettled() == [session(1)]
 
 
 async def test_much_is_paid_at_once(till: Till, world: PayeeWorld) -> None:
@@ -265,6 +301,8 @@ def test_what_is_owed_is_batched_or_carried(amounts: list[int], ppm: tuple[int, 
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("spend"), st.integers(0, 3), st.integers(1, 10**6), st.integers(1, 3)),
+        st.tuples(st.just("go on"), st.integers(0, 3), st.integers(1, 10**6)),
+        st.tuples(st.just("finish"), st.integers(0, 3)),
         st.tuples(st.just("time"), st.sampled_from([1, 11, 601, 4000])),
         st.tuples(st.just("tick")),
         st.tuples(st.just("kill")),
@@ -291,6 +329,11 @@ def test_every_msat_is_somewhere(
                 case ("spend", number, amount, height):
                     till.spend(number, amount, height)
                     spent[number] = spent.get(number, 0) + amount
+                case ("go on", number, amount):
+                    till.go_on(number, amount)
+                    spent[number] = spent.get(number, 0) + amount
+                case ("finish", number):
+                    till.finish(number)
                 case ("time", seconds):
                     world.clock.ahead += seconds
                 case ("tick",):
