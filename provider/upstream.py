@@ -78,7 +78,9 @@ class Upstream:
         self.url = url.rstrip("/")
         self.places = places
         self._http = http
-        self._headers = {"Accept-Encoding": "identity"}
+        # A connection that is kept may be closed by the server just when it is used again; what was
+        # asked on it could not be asked again without being computed twice.
+        self._headers = {"Accept-Encoding": "identity", "Connection": "close"}
         if key is not None:
             self._headers["Authorization"] = f"Bearer {key}"
 

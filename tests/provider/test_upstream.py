@@ -83,6 +83,8 @@ async def test_a_stream_is_paid_as_it_comes(world: World, fake: FakeUpstream) ->
     assert spent(world) == buyer.session.served == INPUT + 200 * 250
     assert buyer.topups >= 5
     assert buyer.session.max_exposure <= 16_000
+    # A connection each: one that is kept may be gone when it is used again.
+    assert len(set(fake.peers)) == len(fake.peers) == 2
     # What it was asked is what the user asked, but for what is the provider's business.
     (asked,) = fake.answered
     assert (asked["messages"], asked["seed"]) == (chat()["messages"], 1)

@@ -11,12 +11,14 @@ import pytest
 
 from channels.errors import UserError
 from channels.units import Msat, UnixTime
+from provider import upstreams
 from provider.places import Places
 from provider.serving import Models, Served
 from provider.settings import ProviderSettings
 from provider.upstream import Upstream
 from provider.upstreams import Upstreams, api_key, servers
 from sidechain.fees import Terms
+from tests.nodes import until
 from tests.provider import upstream_server
 from tests.provider.buyers import CHAT, chat
 from tests.provider.fakes import MODEL, PRICE, FakeEngine, World
@@ -57,6 +59,27 @@ async def test_models_come_and_go_and_come_back() -> None:
             await watched.look()
             assert not models.is_away("a/b:7b-q4")
             assert "a/b:7b-q4" in models.current
+
+
+async def test_it_is_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstreams, "LOOK_AGAIN", 0.01)
+    fake = FakeUpstream()
+    models = Models([])
+
+    async def is_there() -> bool:
+        return MODEL in models.current
+
+    async def is_gone() -> bool:
+        return models.is_away(MODEL)
+
+    async with upstream_server.upstream_of(fake) as upstream:
+        watched = Upstreams([upstream], models, ProviderSettings(), None, lambda: 5.0)
+        fake.names = []
+        async with watched.running():
+            assert not models.current
+            for names, seen in (([MODEL], is_there), ([], is_gone), ([MODEL], is_there)):
+                fake.names = names
+                await until(seen, f"the models are {names}")
 
 
 async def test_only_those_that_are_named() -> None:

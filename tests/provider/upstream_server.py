@@ -65,6 +65,7 @@ class FakeUpstream:
         self.headers: list[dict[str, str]] = []
         self.prompt_tokens = PROMPT_TOKENS
         self.listed = 0
+        self.peers: list[object] = []
         self.running = 0
         self.most_running = 0
         self.aborted = asyncio.Event()
@@ -108,6 +109,8 @@ class FakeUpstream:
         document = await request.json()
         self.asked.append(document)
         self.headers.append(dict(request.headers))
+        assert request.transport is not None
+        self.peers.append(request.transport.get_extra_info("peername"))
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
