@@ -102,7 +102,7 @@ async def assembled(
 
             async def newer(model: bytes, version: Version) -> None:
                 newest = await supplier.version(model, version)
-                models.swap(newest)
+                await lineage.adopt(newest)
                 await supplier.keep(newest)
 
             lineage = FollowedLineage(follower, models, newer)

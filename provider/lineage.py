@@ -14,7 +14,7 @@ from typing import Final
 
 from channels.errors import OdaError, UserError
 from channels.http.session import Provenance
-from provider.serving import Models
+from provider.serving import Models, Served
 from provider.settlement import PayTo
 from provider.share_book import Backing
 from sidechain.events import Event, HeadersAdded
@@ -33,7 +33,7 @@ Weights = tuple[bytes | None, bytes | None]
 class FollowedLineage:
     """share_book.Lineage and settlement.Payees.
 
-    newer: called with a model and its newest confirmed version when that is not what is served.
+    newer: gets and adopts a model's newest confirmed version when that is not what is served.
     """
 
     def __init__(
@@ -99,11 +99,14 @@ class FollowedLineage:
 
     async def look(self) -> None:
         """Look up what every served model is on the chain now. Raises OdaError."""
+        # An upstream may have another model at any time, and its first challenge is to say this.
+        await self._back((None, None))
         for served in list(self._models.current.values()):
             model = served.model
             if served.shares is None:
                 continue
-            await self._back((model, served.weights_root))
+            if (model, served.weights_root) != (None, None):
+                await self._back((model, served.weights_root))
             if model is None:
                 continue
             found = await self._follower.model(model)
@@ -114,8 +117,19 @@ class FollowedLineage:
             self._versions[model] = found.confirmed
             if found.confirmed.weights_root != served.weights_root and self._newer is not None:
                 await self._newer(model, found.confirmed)
-                swapped = self._models.current[served.engine.model_id]
-                await self._back((model, swapped.weights_root))
+
+    async def adopt(self, new: Served) -> None:
+        """Serve it from now on, which can't be before it is known who is owed for it: a challenge
+        that doesn't say so has other terms, and whoever is in a session refuses it.
+
+        Raises OdaError, and then has closed the engine.
+        """
+        try:
+            await self._back((new.model, new.weights_root))
+        except BaseException:
+            new.engine.close()
+            raise
+        self._models.swap(new)
 
     async def _back(self, weights: Weights) -> None:
         pinned = self._follower.pinned

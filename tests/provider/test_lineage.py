@@ -17,6 +17,7 @@ from client.chain import FollowedChain
 from provider.announcing import announcement, announcing
 from provider.lineage import FollowedLineage
 from provider.serving import Models, Served
+from provider.share_book import Backing
 from sidechain.fees import Beneficiaries
 from sidechain.follower import Follower, follow
 from sidechain.node import ChainNode
@@ -49,6 +50,20 @@ async def here(tmp_path: Path) -> AsyncIterator[Here]:
             follow(QUICK, places, tmp_path / "headers.sqlite", lambda: LATER)
         )
         yield Here(full, peer, follower, model)
+
+
+class Watched(Models):
+    """Remembers what was known of weights when they were about to be served."""
+
+    lineage: FollowedLineage
+
+    def __init__(self, first: Served) -> None:
+        super().__init__([first])
+        self.known: list[Backing | None] = []
+
+    def swap(self, new: Served) -> None:
+        self.known.append(self.lineage.backing(new.model, new.weights_root))
+        super().swap(new)
 
 
 def served(here: Here, root: bytes | None) -> Served:
@@ -86,20 +101,45 @@ async def test_an_unregistered_model_owes_its_producer_alone(here: Here) -> None
 
 
 async def test_newer_weights_take_the_place_of_older_ones(here: Here) -> None:
-    models = Models([served(here, b"\x01" * 32)])
+    models = Watched(served(here, b"\x01" * 32))
     told: list[Version] = []
 
     async def newer(model: bytes, version: Version) -> None:
         told.append(version)
-        models.swap(served(here, version.weights_root))
+        await lineage.adopt(served(here, version.weights_root))
 
-    lineage = FollowedLineage(here.follower, models, newer)
+    lineage = models.lineage = FollowedLineage(here.follower, models, newer)
     await lineage.look()
     assert told == [confirmed(here)]
-    assert lineage.backing(here.model, confirmed(here).weights_root) is not None
+    # Whoever asks for a challenge from then on is told whose they are: it was known before.
+    assert models.known == [lineage.backing(here.model, confirmed(here).weights_root)] != [None]
     await lineage.look()
     assert len(told) == 1
     assert list(models.current) == [MODEL]
+
+
+async def test_what_nobody_can_be_paid_for_is_not_adopted(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = served(here, b"\x01" * 32), served(here, confirmed(here).weights_root)
+    models = Models([old])
+
+    async def unknown(*_: object) -> Beneficiaries:
+        raise UserError("no-proof", "Nobody proves it.")
+
+    monkeypatch.setattr(here.follower, "beneficiaries", unknown)
+    with pytest.raises(UserError, match="Nobody proves it"):
+        await FollowedLineage(here.follower, models).adopt(new)
+    assert models.current[MODEL] is old
+    assert isinstance(new.engine, FakeEngine) and new.engine.closed
+
+
+async def test_what_an_upstream_has_next_is_backed_already(here: Here) -> None:
+    lineage = FollowedLineage(here.follower, Models([]))
+    await lineage.look()
+    backing = lineage.backing(None, None)
+    assert backing is not None
+    assert backing.beneficiaries == Beneficiaries(None, MINER.key, None)
 
 
 async def test_a_model_that_is_on_no_chain(here: Here) -> None:
