@@ -152,9 +152,8 @@ async def test_slow_peers_do_not_keep_others_waiting(tmp_path: Path) -> None:
             for i in range(6)
         ]
         waiting = {asyncio.create_task(each.fetch(magnet)) for each in slow}
-        while not all(
-            each._torrents and each.status(magnet.infohash).downloaded for each in slow[:4]
-        ):
+        # Whoever comes first is served first, and four are at a time.
+        while sum(has_begun(each, magnet) for each in slow) < 4:
             await asyncio.wait(waiting, timeout=0.05)
         b = await stack.enter_async_context(node(tmp_path / "b", stall=600))
         assert same(source, await b.fetch(magnet))
@@ -162,6 +161,13 @@ async def test_slow_peers_do_not_keep_others_waiting(tmp_path: Path) -> None:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def has_begun(swarm: Swarm, magnet: Magnet) -> bool:
+    try:
+        return swarm.status(magnet.infohash).downloaded > 0
+    except UserError:
+        return False  # it looks for its folder yet
 
 
 async def test_a_web_seed_alone_is_enough(tmp_path: Path) -> None:
