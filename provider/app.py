@@ -23,6 +23,7 @@ from channels.errors import OdaError
 from channels.http import l402, scheme
 from channels.http.scheme import Credential, Problem
 from channels.lightning import LightningError, LightningUnreachable
+from channels.listening import listen
 from channels.units import Sat, sat_ceil
 from provider import api, cashier, liquidity
 from provider.answers import Answers, TopupTimeout, last_event
@@ -426,16 +427,7 @@ async def serve(provider: Provider, started: Callable[[str], None]) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(settings.tls_cert, settings.tls_key)
     try:
-        site = web.TCPSite(runner, settings.host, settings.port, ssl_context=context)
-        try:
-            await site.start()
-        except OSError as error:
-            raise OdaError(
-                "port-in-use",
-                f"Port {settings.port} on {settings.host} can't be used: {error.strerror}.",
-            ) from error
-        host, port = runner.addresses[0][:2]
-        started(f"http{'s' if context else ''}://{host}:{port}/v1")
+        started(await listen(runner, settings.host, settings.port, context) + "/v1")
         await stop.wait()
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)

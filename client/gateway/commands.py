@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -89,7 +90,7 @@ async def _serve(
     stop = stop_signals()
     token_file = shared.client_dir / "gateway-token" if settings.token else None
     token = None if token_file is None else load_token(token_file)
-    with Display(as_json=as_json) as display:
+    with closing(Display(as_json=as_json)) as display:
         async with assembled(
             shared,
             client,

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from channels.errors import OdaError
 from channels.lightning import Lightning, LightningUnreachable
+from channels.listening import listen
 from channels.settings import Settings
 from channels.units import UnixTime, msat
 from client.discovery import Seller
@@ -120,16 +121,7 @@ async def serve(
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise OdaError(
-                "port-in-use",
-                f"Port {settings.port} on {settings.host} can't be used: {error.strerror}.",
-            ) from error
-        host, port = runner.addresses[0][:2]
-        started(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+        started(await listen(runner, settings.host, settings.port) + "/v1")
         await stop.wait()
     finally:
         await runner.cleanup()

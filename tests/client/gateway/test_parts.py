@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from contextlib import closing
 
 import pytest
 from rich.console import Console
@@ -207,7 +208,7 @@ def test_a_line_that_lives_below_those_of_requests(monkeypatch: pytest.MonkeyPat
     console = Console(file=terminal, force_terminal=True, width=120)
     monkeypatch.setattr("client.gateway.display.stderr", lambda: console)
     pool = Pool(lambda seller: pytest.fail("nothing is bought"), 60)
-    with Display(as_json=False) as display:
+    with closing(Display(as_json=False)) as display:
         display.started("http://127.0.0.1:8404/v1", "/home/user/gateway-token", pool)
         with display.figures.request("/v1/completions") as record:
             display.figures.cost(record, None, cost(10, 2650))
@@ -220,7 +221,7 @@ def test_a_line_that_lives_below_those_of_requests(monkeypatch: pytest.MonkeyPat
 
 
 def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(as_json=True) as display:
+    with closing(Display(as_json=True)) as display:
         display.started("http://127.0.0.1:1/v1", None, Pool(lambda seller: pytest.fail("no"), 60))
         for _ in range(2):
             with display.figures.request("/v1/completions"):
