@@ -116,6 +116,13 @@ class Pool:
             tending.cancel()
             with suppress(asyncio.CancelledError):
                 await tending
+            # Answers that were cut off give their clients back in a moment.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    while self._busy:
+                        self._retire(self._idle)
+                        self._look.clear()
+                        await self._look.wait()
             self._retire(self._idle)
             await asyncio.gather(*self._closing)
 

@@ -185,6 +185,36 @@ async def test_where_a_provider_is_away_at_the_end_its_session_stays_on_record(
     assert f"oda close {row.number}" in caplog.text
 
 
+async def test_the_end_in_the_middle_of_an_answer(desk: Desk) -> None:
+    await desk.start()
+    desk.shops[0].engine.stall_at = 20
+    asking = asyncio.create_task(desk.ask(max_tokens=200))
+    await until(lambda: said(desk, 20), "the answer has begun")
+    await desk.stop()
+    with pytest.raises(openai.APIConnectionError):
+        await asking
+    [row] = desk.rows()
+    assert row.value.phase is Phase.CLOSED
+    assert row.value.refund == row.value.paid - (3 * 50 + 20 * 250)
+
+
+async def test_a_program_that_does_not_wait_for_a_whole_answer(desk: Desk) -> None:
+    await desk.start()
+    desk.shops[0].engine.stall_at = 20
+    asking = asyncio.create_task(desk.ask(max_tokens=200))
+    await until(lambda: said(desk, 20), "the answer has begun")
+    asking.cancel()
+    [record] = await desk.recorded(1)
+    assert (record.status, record.output_tokens) == (499, 20)
+    paid = len(desk.node.attempts)
+    await desk.stop()
+    assert len(desk.node.attempts) == paid
+
+
+async def said(desk: Desk, tokens: int) -> bool:
+    return desk.gateway.figures.output_tokens == tokens
+
+
 async def test_a_program_that_hangs_up_pays_no_more(desk: Desk) -> None:
     await desk.start()
     stream = await desk.ask(stream=True, max_tokens=4000)
@@ -307,11 +337,7 @@ async def test_a_provider_that_dies_in_the_middle_is_left_for_the_next(
 ) -> None:
     broken.engine.stall_at = 20
     asking = asyncio.create_task(desk.ask(max_tokens=200))
-
-    async def begun() -> bool:
-        return desk.gateway.figures.output_tokens == 20
-
-    await until(begun, "the answer has begun")
+    await until(lambda: said(desk, 20), "the answer has begun")
     paid = len(desk.nodes[broken.url].attempts)
     await broken.client.close()
     good = next(shop for shop in desk.shops if shop is not broken)
