@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 
 from channels.errors import OdaError
+from channels.http.session import Provenance
 from channels.units import Sat
 from client.answer import Chunk, Done, Event
-from client.sdk import Client
+from client.sdk import Client, connect
+from client.settings import ClientSettings
+from provider.share_book import Backing
 from provider.upstream import UpstreamEngine
+from sidechain.fees import Beneficiaries
 from tests.client.fakes import Shop, UserNode
+from tests.client.small_chain import SmallChain
 from tests.client.test_sdk import client_of, done, text_of
 from tests.provider import upstream_server
 from tests.provider.fakes import MODEL
+from tests.provider.payees import PayeeWorld
 from tests.provider.upstream_server import DONE, OPENING, FakeUpstream, chunk, letters, usage_chunk
 
 
@@ -96,6 +102,45 @@ async def test_a_call_of_a_tool(client: Client, fake: FakeUpstream) -> None:
     assert '"weather"' in brought.data
     assert isinstance(events[-1], Done)
     assert (events[-1].reason, events[-1].cost.output_tokens) == ("tool_calls", 14)
+
+
+class Unregistered(PayeeWorld):
+    """Nobody trained on the sidechain what an upstream has."""
+
+    provenance = Provenance(7, b"\x81" * 32)
+
+    def backing(self, model: bytes | None, weights_root: bytes | None) -> Backing | None:
+        assert (model, weights_root) == (None, None)
+        return Backing(self.provenance, Beneficiaries(None, self.people[0].key, None))
+
+
+async def test_producers_alone_are_owed_and_a_receipt_says_so(
+    fake: FakeUpstream, tmp_path: Path
+) -> None:
+    async with upstream_server.upstream_of(fake) as upstream:
+        shop, payees = Shop(tmp_path / "shop"), Unregistered("producer")
+        shop.serving, shop.payees = UpstreamEngine(upstream, MODEL, 4096), payees
+        await shop.start()
+        terms = ClientSettings(min_trainer_ppm=50_000, min_producers_ppm=10_000)
+        made = connect(
+            shop.url,
+            UserNode(shop.node),
+            settings=terms,
+            store=tmp_path / "client.sqlite",
+            chain=SmallChain(payees),
+        )
+        async with made as client:
+            await bought(client, 60)
+            words = [chunk(content=f"{i:x}") for i in range(40)]
+            fake.script = [OPENING, *words, chunk("stop"), usage_chunk(9), DONE]
+            await bought(client)
+            [refund] = await client.close()
+            checked = await client.check_receipt(refund.session)
+        spent = 2 * 7 * 50 + (60 + 9) * 250
+        assert refund.spent_msat == checked.spent_msat == spent
+        assert checked.carried == {payees.people[0].key.hex(): -(-spent // 100)}
+        assert checked.provider_msat == spent - -(-spent // 100)
+        await shop.stop()
 
 
 async def test_an_interrupted_answer(client: Client, fake: FakeUpstream) -> None:
