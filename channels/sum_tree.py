@@ -7,11 +7,11 @@ different tags (BIP 340), and an odd node is promoted as it is (CVE-2012-2459). 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from channels.tagged_hash import tagged
 from channels.units import Msat
 
 MAX_DEPTH: Final = 32
@@ -19,12 +19,8 @@ MAX_SUM: Final = 21_000_000 * 100_000_000 * 1000
 """All bitcoin there will be, in msat: sums can't overflow."""
 
 
-def _tag(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest() * 2
-
-
-_LEAF: Final = _tag("ODA/receipt-leaf")
-_NODE: Final = _tag("ODA/receipt-node")
+_leaf_hash: Final = tagged("ODA/receipt-leaf")
+_node_hash: Final = tagged("ODA/receipt-node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +42,7 @@ class Leaf:
     @property
     def node(self) -> Sum:
         data = self.salt + self.session + self.amount.to_bytes(8, "big")
-        return Sum(hashlib.sha256(_LEAF + data).digest(), self.amount)
+        return Sum(_leaf_hash(data), self.amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ class Sibling:
 
 def _join(left: Sum, right: Sum) -> Sum:
     data = b"".join(side.hash + side.amount.to_bytes(8, "big") for side in (left, right))
-    return Sum(hashlib.sha256(_NODE + data).digest(), Msat(left.amount + right.amount))
+    return Sum(_node_hash(data), Msat(left.amount + right.amount))
 
 
 class SumTree:

@@ -15,6 +15,7 @@ from channels import receipts
 from channels.errors import OdaError, RemoteProtocolError, UserError
 from channels.http.scheme import PROBLEM_BASE, Challenge, Credential, parse_challenges
 from channels.http.sse import EventParser, ServerEvent
+from channels.http_body import read_body
 from channels.loopback import is_loopback
 from channels.receipts import Receipt
 from channels.terminal import EXIT_CODES, ExitCode
@@ -221,16 +222,11 @@ def _challenges(response: aiohttp.ClientResponse) -> tuple[Challenge, ...]:
 
 
 async def _body(response: aiohttp.ClientResponse, most: int = MAX_ANSWER) -> bytes:
-    """Hardly more than `most` bytes of it; a cut document is then no JSON."""
-    body = b""
+    """As http_body.read_body does. Raises ProviderUnreachable."""
     try:
-        async for data in response.content.iter_any():
-            body += data
-            if len(body) > most:
-                break
+        return await read_body(response.content, most)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _unreachable(response.url, error) from error
-    return body
 
 
 class _Error(msgspec.Struct):

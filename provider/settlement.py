@@ -19,6 +19,7 @@ import msgspec
 
 from channels import receipts
 from channels.errors import OdaError, RemoteProtocolError
+from channels.http_body import read_body
 from channels.lightning import PaymentComplete, PaymentFailed, PaymentOutcome
 from channels.units import Msat, UnixTime
 from provider import shares
@@ -228,11 +229,7 @@ def asking(http: aiohttp.ClientSession) -> Ask:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 async with http.post(endpoint, json=document, allow_redirects=False) as response:
-                    body = b""
-                    async for chunk in response.content.iter_any():
-                        body += chunk
-                        if len(body) > MAX_ANSWER:
-                            break
+                    body = await read_body(response.content, MAX_ANSWER)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise RemoteProtocolError(
                 "payee-unreachable", f"The payee's endpoint does not answer ({error!r})."

@@ -17,6 +17,7 @@ import msgspec
 
 from channels.errors import RemoteProtocolError
 from channels.http.sse import EventParser, ServerEvent
+from channels.http_body import read_body
 from provider import upstream_answer
 from provider.api import ApiError
 from provider.decoding import Token
@@ -88,7 +89,7 @@ class Upstream:
         """What it has now. Raises ApiError."""
         timeout = aiohttp.ClientTimeout(LIST_SECONDS, sock_connect=CONNECT_SECONDS)
         async with self._request("GET", "/models", timeout) as response:
-            body = await _body(response)
+            body = await read_body(response.content, MAX_BODY)
         try:
             return msgspec.json.decode(body, type=_Listed).data
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -98,7 +99,7 @@ class Upstream:
         """Hardly more than MAX_BODY of the answer. Raises ApiError."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         async with self._request("POST", path, timeout, msgspec.json.encode(document)) as response:
-            return await _body(response)
+            return await read_body(response.content, MAX_BODY)
 
     async def events(self, path: str, document: object) -> AsyncGenerator[ServerEvent, None]:
         """Until the connection ends; closed with the generator, which stops the engine.
@@ -138,7 +139,7 @@ class Upstream:
             ) as response:
                 try:
                     if response.status != 200:
-                        raise _refused(response.status, await _body(response))
+                        raise _refused(response.status, await read_body(response.content, MAX_BODY))
                     yield response
                 finally:
                     # Never back into the pool: what is not read yet would be computed for nobody.
@@ -283,16 +284,6 @@ def _bytes(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode("utf-8", "replace"))
     return 0 if value is None else len(msgspec.json.encode(value))
-
-
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """Hardly more than MAX_BODY of it; a cut document is then no JSON."""
-    body = b""
-    async for data in response.content.iter_any():
-        body += data
-        if len(body) > MAX_BODY:
-            break
-    return body
 
 
 def _refused(status: int, body: bytes) -> ApiError:

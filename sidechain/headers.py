@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from channels.tagged_hash import tagged
 from sidechain import pow
-from sidechain.merkle import tagged
 from sidechain.params import Params
 from sidechain.primitives import Header, display
 from sidechain.reasons import Rejection

@@ -7,27 +7,16 @@ with itself, gives the same root to different lists (CVE-2012-2459).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from channels.tagged_hash import tagged
 
 EMPTY: Final = bytes(32)
 """The root of an empty tree; no leaf or node has this hash."""
 
 MAX_LEAVES: Final = 1 << 32
-
-
-def tagged(tag: str) -> Callable[[bytes], bytes]:
-    """BIP 340's hash for a tag: SHA256(SHA256(tag) || SHA256(tag) || data)."""
-    start = hashlib.sha256(hashlib.sha256(tag.encode()).digest() * 2)
-
-    def digest(data: bytes) -> bytes:
-        state = start.copy()
-        state.update(data)
-        return state.digest()
-
-    return digest
 
 
 leaf_hash: Final = tagged("ODA/merkle-leaf")

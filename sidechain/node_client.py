@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 
 from channels.errors import OdaError, RemoteProtocolError, UserError
+from channels.http_body import read_body
 from sidechain import api
 from sidechain.openapi import PREFIX
 from sidechain.primitives import AnyTransaction
@@ -119,9 +120,7 @@ class NodeClient:
 
 
 async def _bounded(content: aiohttp.StreamReader) -> bytes:
-    found = bytearray()
-    async for chunk in content.iter_any():
-        found += chunk
-        if len(found) > MOST:
-            raise aiohttp.ClientPayloadError(f"more than {MOST} bytes")
-    return bytes(found)
+    found = await read_body(content, MOST)
+    if len(found) > MOST:
+        raise aiohttp.ClientPayloadError(f"more than {MOST} bytes")
+    return found

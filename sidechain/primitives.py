@@ -16,8 +16,8 @@ import msgspec
 from coincurve.keys import PrivateKey, PublicKeyXOnly
 from msgspec import Meta
 
+from channels.tagged_hash import tagged
 from sidechain import merkle
-from sidechain.merkle import tagged
 from sidechain.reasons import Rejection
 
 HEADER_BYTES: Final = 80

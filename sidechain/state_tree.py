@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from sidechain.merkle import EMPTY, tagged
+from channels.tagged_hash import tagged
+from sidechain.merkle import EMPTY
 
 _BITS: Final = 256
 value_hash: Final = tagged("ODA/state-value")

@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from channels.tagged_hash import tagged
+
 BLOCK: Final = 16384
 
 
@@ -80,8 +82,7 @@ def dataset_root_of(files: Sequence[tuple[int, bytes]]) -> bytes:
 
 def tagged_hash(tag: str, message: bytes) -> bytes:
     """BIP 340"""
-    tagged = hashlib.sha256(tag.encode()).digest()
-    return hashlib.sha256(tagged + tagged + message).digest()
+    return tagged(tag)(message)
 
 
 def _leaf(tensor: TensorRoot) -> bytes:

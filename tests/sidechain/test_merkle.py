@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channels.tagged_hash import tagged
 from sidechain import merkle
-from sidechain.merkle import MerkleProof, leaf_hash, node_hash, tagged
+from sidechain.merkle import MerkleProof, leaf_hash, node_hash
 
 leaves = st.lists(st.binary(max_size=40), min_size=1, max_size=40)
 
