@@ -17,6 +17,7 @@ from aiohttp import web
 
 from provider.places import Places
 from provider.upstream import Upstream, UpstreamEngine
+from tests.nodes import until
 from tests.provider import upstream_server
 from tests.provider.buyers import CHAT, Buyer, Sse, all_events, charged, chat, events, plain, texts
 from tests.provider.fakes import MODEL, World
@@ -489,7 +490,7 @@ async def test_a_stream_that_is_none_costs_what_came(
     tmp_path: Path, fake: FakeUpstream, part: bytes | str
 ) -> None:
     fake.script = [OPENING, *letters(3), part]
-    async with selling(tmp_path, fake, engine_timeout=1) as world:
+    async with selling(tmp_path, fake, engine_timeout=4 if part == "pause" else 60) as world:
         found, buyer = await bought(world, max_tokens=100)
         assert texts(found[:-1]) == "abc"
         assert error_of(found)["type"] == "server_error"
@@ -557,7 +558,12 @@ async def test_places_and_a_bounded_queue(tmp_path: Path, fake: FakeUpstream) ->
             if each.id.endswith(".2"):
                 break
         second = await world.client.post(CHAT, json=body, headers=paid[1])
-        await world.settled()
+
+        async def is_queued() -> bool:
+            assert world.places is not None
+            return world.places.is_full
+
+        await until(is_queued, "the second waits")
         third = await world.client.post(CHAT, json=body, headers=paid[2])
         assert (third.status, third.headers["Retry-After"]) == (503, "5")
         assert (await third.json())["error"]["code"] == "at_capacity"
