@@ -9,6 +9,7 @@ spent = provider + trainer + producers + carried over, to the msat.
 from __future__ import annotations
 
 import asyncio
+import cProfile
 import logging
 import random
 import sys
@@ -66,6 +67,19 @@ def overhead(directory: Path, rounds: int) -> None:
         f"tokens/s with shares beside without, {rounds} pairs: {middle:.3f} "
         f"(half of them from {low:.3f} to {high:.3f})"
     )
+
+
+def work(directory: Path) -> None:
+    """The same without a clock: function calls of one answer, which no other program changes."""
+    calls = {}
+    for counted in (True, False):
+        path = directory / f"work-{counted}"
+        path.mkdir()
+        profile = cProfile.Profile()
+        payees = PayeeWorld("trainer", "last", "accepting") if counted else None
+        profile.runcall(asyncio.run, tokens_per_second(path, payees))
+        calls[counted] = sum(entry.callcount for entry in profile.getstats())
+    print(f"function calls with shares beside without: {calls[True] / calls[False]:.3f}")
 
 
 class Year:
@@ -164,6 +178,7 @@ def main() -> None:
     sessions = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
+        work(directory)
         overhead(directory, ROUNDS)
         thousand(directory / "thousand.sqlite")
         for seed in range(3):

@@ -231,15 +231,19 @@ class Challenge:
         return None if self.expires is None else unix_time(self.expires)
 
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_UNQUOTABLE: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
 def _is_text(value: str) -> bool:
     # A header's stray bytes and JSON's "\ud800" both become lone surrogates, which nobody can
     # encode again for an HMAC or an echo.
-    return not any("\ud800" <= c <= "\udfff" for c in value)
+    return _SURROGATE.search(value) is None
 
 
 def _quoted(text: str) -> str:
     """RFC 9110 section 5.6.4; what a quoted-string can't hold is left out."""
-    clean = "".join(c for c in text if c == "\t" or (c >= " " and c != "\x7f"))
+    clean = _UNQUOTABLE.sub("", text)
     return '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
