@@ -8,8 +8,7 @@ import pytest
 
 from channels.lightning import LightningError
 from channels.units import Msat, Sat
-from tests.interop.counterparty import Counterparty, Side
-from tests.nodes import until
+from tests.interop.counterparty import Counterparty, Side, until
 
 # The first test may have to fetch Electrum.
 pytestmark = pytest.mark.timeout(300)
