@@ -15,6 +15,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from channels.errors import OdaError
 from channels.http.sse import EventParser
 from client import sdk
 from regtest.earning import Sale, ask, challenger, receipt, told
@@ -58,7 +59,7 @@ async def hand_over(sale: Sale, number: int) -> None:
         serving = asyncio.create_task(served_after(school, old, seen))
         try:
             await read_on(client, serving)
-            took = await serving
+            took = await in_time(serving)
         finally:
             serving.cancel()
         school.learned.served_after_seconds = round(took, 1)
@@ -91,17 +92,25 @@ async def read_on(client: sdk.Client, serving: asyncio.Task[float]) -> None:
                 marked = True
             if isinstance(event, sdk.Text) and not marked:
                 tokens += len(event.text)
-                at_the_end = tokens >= TOKENS - LAST_TOKENS
-                await asyncio.wait([serving], timeout=SERVED_WITHIN if at_the_end else PACE)
+                if tokens >= TOKENS - LAST_TOKENS:
+                    await in_time(serving)
+                await asyncio.wait([serving], timeout=PACE)
+
+
+async def in_time(serving: asyncio.Task[float]) -> float:
+    await asyncio.wait([serving], timeout=SERVED_WITHIN)
+    if not serving.done():
+        raise OdaError("demo-step-failed", "The better version was not served in time.")
+    return serving.result()
 
 
 async def served_after(school: School, old: api.Version, seen: dict[int, float]) -> float:
     """Seconds from the block that confirms a version, as the tip, to /v1/models naming it."""
     while True:
-        model = await asyncio.to_thread(school.demo.model)
-        served = model["sidechain"]
-        if served["weights_root"] != old.weights_root and "height" in served:
-            break
+        with suppress(OSError):  # it is slow to answer: it is asked again
+            served = (await asyncio.to_thread(school.demo.model))["sidechain"]
+            if served["weights_root"] != old.weights_root and "height" in served:
+                break
         await asyncio.sleep(ASK_EVERY)
     now = time.monotonic()
     # What confirmed it is the last sealed part that was opened.
