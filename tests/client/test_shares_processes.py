@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from regtest.daemon import free_port
 from sidechain.model.architecture import ByteTransformer
 from sidechain.model.trainer import Budget
 from tests.conftest import Chain
-from tests.nodes import LightningNode, Nodes, nodes_on, until
+from tests.nodes import COINS, LightningNode, Nodes, nodes_on, until
 from tests.provider.test_processes import Programs, told
 
 ENDLESS = "1000000"
@@ -96,14 +97,18 @@ def nodes(bitcoind: Chain) -> Iterator[Nodes]:
 
 
 @pytest.fixture
-async def house(nodes: Nodes, tmp_path: Path) -> Any:
+async def house(nodes: Nodes, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
+    """Of embedded nodes, unless a test asks for lightningd's."""
+    make = nodes.make_lightningd if getattr(request, "param", "") == "lightningd" else nodes.make
+    user, shop, miner = (make(name) for name in ("user", "shop", "miner"))
     model = first_model(
         tmp_path / "cache",
         # Enough for words: a client leaves an answer that is garbage.
         budget=Budget(steps=400),
         architecture=ByteTransformer(width=16, blocks=1, heads=4, context=16),
     )
-    user, shop, miner = await nodes.start("user", "shop", "miner")
+    await asyncio.gather(*(node.start() for node in (user, shop, miner)))
+    await nodes.give(COINS, user, shop, miner)
     await nodes.open(user, shop, Sat(100_000), push_msat=20_000_000)
     await nodes.open(shop, miner, Sat(100_000))
     with Programs(tmp_path) as programs:
@@ -160,3 +165,25 @@ async def test_who_pays_and_who_does_not(house: House) -> None:
     row = await until(looked, "it is seen that the payee can't be reached", within=240)
     assert row["state"] == "carried"
     assert (await house.seller_entry())["owes_shares"] is False
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("house", ["lightningd"], indirect=True)
+async def test_shares_between_nodes_of_lightningd(house: House) -> None:
+    """An invoice commits to its batch by the hash of the description; its preimage proves it."""
+    await house.pays_at(f"{house.chain}/payee/invoice")
+    await house.sell("1")
+    session = await house.buy()
+
+    async def paid() -> bool:
+        await house.oda("providers")
+        rows = await house.oda("receipt", "list")
+        return any(row["session"] == session and row["state"] == "paid" for row in rows)
+
+    await until(paid, "the receipt proves that the producer was paid", within=240)
+    invoices = (await house.miner.rpc.call("listinvoices"))["invoices"]
+    assert "paid" in {invoice["status"] for invoice in invoices}
+    for invoice in invoices:
+        decoded = await house.shop.rpc.decode(invoice["bolt11"])
+        assert decoded.payee == house.miner.id
+        assert decoded.description_hash is not None and decoded.description is None
