@@ -2,8 +2,7 @@
 
 Whoever changes state says what must follow (`after`), and nothing that follows happens before the
 store has committed. That is the whole of "persist before it is sent", and where the speed comes
-from: a burst of messages costs one write to disk. A turn from which nothing follows (a peer's
-revoke_and_ack, say) waits for the next one's commit: were it lost, the peer would tell us again.
+from: a burst of messages costs one write to disk.
 """
 
 from __future__ import annotations
@@ -12,9 +11,6 @@ import asyncio
 from collections.abc import Callable
 
 from channels.node.store import Store
-
-IDLE_SECONDS = 0.05
-"""How long a change that nothing follows from may wait for a commit."""
 
 
 class Turn:
@@ -30,7 +26,6 @@ class Turn:
         self._failed = failed
         self._actions: list[Callable[[], None]] = []
         self._scheduled = False
-        self._idle: asyncio.TimerHandle | None = None
         self._broken: BaseException | None = None
 
     def begin(self) -> None:
@@ -60,30 +55,11 @@ class Turn:
             return
         try:
             self._closing()
-            if not self._actions and self._idle is None:
-                self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._end_idle)
-            if not self._actions:
-                return
             self._store.commit()
         except Exception as error:  # noqa: BLE001  # whatever it is, nothing may be sent after it
             self._broken = error
             self._failed(error)
             return
-        self.stop()
         actions, self._actions = self._actions, []
         for action in actions:
             action()
-
-    def stop(self) -> None:
-        """Commit no more just because time passes."""
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
-
-    def _end_idle(self) -> None:
-        self._idle = None
-        self.after(_nothing)
-
-
-def _nothing() -> None:
-    """What follows a commit that only time asked for."""

@@ -130,7 +130,6 @@ class Party:
         await self.node.connections.stop()
         await self.node.tracker.stop()
         self.node.payments.stop()
-        self.node.turn.stop()
         await self._rpc.close()
         self.store.close()
 

@@ -7,7 +7,6 @@ from typing import cast
 
 import pytest
 
-from channels.node import turn as turns
 from channels.node.store import Store
 from channels.node.turn import Turn
 
@@ -17,14 +16,12 @@ class Commits:
 
     def __init__(self) -> None:
         self.count = 0
-        self.happened = asyncio.Event()
         self.error: Exception | None = None
 
     def commit(self) -> None:
         if self.error is not None:
             raise self.error
         self.count += 1
-        self.happened.set()
 
 
 def made(commits: Commits) -> tuple[Turn, list[BaseException]]:
@@ -47,30 +44,6 @@ async def test_what_follows_waits_for_the_commit_and_shares_it() -> None:
     assert seen == []
     await ended()
     assert (commits.count, seen) == (1, [1, 1, 1])
-
-
-async def test_a_turn_that_nothing_follows_waits_for_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(turns, "IDLE_SECONDS", 3600)
-    commits = Commits()
-    turn, _ = made(commits)
-    for _ in range(3):
-        turn.begin()
-        await ended()
-    assert commits.count == 0
-    await turn.committed()
-    assert commits.count == 1
-
-
-async def test_it_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "IDLE_SECONDS", 0.001)
-    commits = Commits()
-    turn, _ = made(commits)
-    turn.begin()
-    await asyncio.wait_for(commits.happened.wait(), 20)
-    await ended()
-    assert commits.count == 1, "once, though nobody asked for it"
 
 
 async def test_nothing_follows_a_commit_that_failed() -> None:
