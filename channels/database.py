@@ -68,7 +68,7 @@ def _hold(path: Path) -> int:
         os.close(descriptor)
         raise UserError(
             "store-in-use",
-            f"Another node is running on {path.parent}: stop it, or choose another directory.",
+            f"Another process has {path.parent}: stop it, or choose another directory.",
         ) from None
     return descriptor
 

@@ -72,6 +72,7 @@ EXIT_CODES: dict[str, ExitCode] = {
     "already-exists": ExitCode.IN_USE,
     "already-running": ExitCode.IN_USE,
     "port-in-use": ExitCode.IN_USE,
+    "store-in-use": ExitCode.IN_USE,
     "not-installed": ExitCode.NOT_INSTALLED,
     "provisioning-failed": ExitCode.NOT_INSTALLED,
 }

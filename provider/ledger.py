@@ -9,24 +9,20 @@ truth and no cache.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
-import sqlite_utils
 
-from channels.errors import UserError
+from channels.database import OneWriter
 from channels.http.method import Issued
 from channels.http.scheme import Challenge
 from channels.http.session import Terms
 from channels.units import Msat, Sat, UnixTime
-from provider import share_tables
+from provider.ledger_tables import ledger_schema
 from provider.sessions import NOTHING, Deposit, DepositStatus, Session
 
 T = TypeVar("T")
@@ -96,34 +92,15 @@ class Result:
     body: bytes
 
 
-class Ledger:
-    """Raises UserError("already-running") where another process has the file."""
+class Ledger(OneWriter):
+    """Raises UserError("store-in-use") where another process has the file, and
+    "store-too-new"."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = _lock(path.with_name(path.name + ".lock"))
-        # Requests are private: the file is its owner's before SQLite writes to it.
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        self._db = sqlite3.connect(path, isolation_level=None, cached_statements=64)
+        super().__init__(path, ledger_schema)
         self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        try:
-            _migrate(self._db)
-        except BaseException:
-            self.close()
-            raise
         self._turn: asyncio.Future[None] | None = None
         self._failure: sqlite3.Error | None = None
-
-    def close(self) -> None:
-        """What was not committed is gone, as after a crash. Closing again does nothing."""
-        if self._lock < 0:
-            return
-        self._roll_back()
-        self._db.close()
-        os.close(self._lock)
-        self._lock = -1
 
     # Transactions --------------------------------------------------------------------------------
 
@@ -164,8 +141,6 @@ class Ledger:
         if self._failure is not None:
             raise self._failure
         try:
-            if not self._db.in_transaction:
-                self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(sql, values)
         except sqlite3.IntegrityError:
             raise  # of this statement alone: the transaction goes on
@@ -389,102 +364,3 @@ def _must_read(kind: type[T], row: sqlite3.Row) -> T:
     if "terms" in values:
         values["terms"] = msgspec.json.decode(values["terms"])
     return msgspec.convert(values, kind, builtin_types=(bytes,))
-
-
-# Schema ------------------------------------------------------------------------------------------
-
-
-def _first_tables(db: sqlite_utils.Database) -> None:
-    db.table("offers").create(
-        {
-            "payment_hash": bytes,
-            "label": str,
-            "bolt11": str,
-            "amount": int,
-            "expires_at": int,
-            "terms": bytes,
-        },
-        pk="payment_hash",
-        not_null={"label", "bolt11", "amount", "expires_at", "terms"},
-    )
-    db.table("deposits").create(
-        {"payment_hash": bytes, "session": bytes, "status": str, "received": int},
-        pk="payment_hash",
-        not_null={"status", "received"},
-    )
-    db.table("deposits").create_index(["status"])
-    db.table("challenges").create(
-        {"id": str, "payment_hash": bytes, "params": bytes},
-        pk="id",
-        not_null={"payment_hash", "params"},
-    )
-    db.table("challenges").create_index(["payment_hash"])
-    integers = {"last_active", "credited", "spent", "held", "moved", "refund"}
-    integers |= {"refund_attempts", "refund_next", "return_expires"}
-    blobs = {"id", "terms", "return_hash", "bearer_hash", "outstanding"}
-    columns = {
-        f.name: int if f.name in integers else bytes if f.name in blobs else str
-        for f in fields(Session)
-    }
-    db.table("sessions").create(columns, pk="id")
-    db.table("sessions").create_index(["phase", "refund_status"])
-    texts = {"id", "api", "status"}
-    columns = {
-        f.name: str if f.name in texts else bytes if f.name in ("session", "body") else int
-        for f in fields(Answer)
-        if f.name != "weights"  # added below
-    }
-    db.table("answers").create(columns, pk="id")
-    db.table("answers").create_index(["session"])
-    db.table("results").create(
-        {"challenge": str, "action": str, "status": int, "body": bytes},
-        pk=("challenge", "action"),
-    )
-    db.table("marks").create({"name": str, "value": int}, pk="name")
-    db.execute(
-        "CREATE TABLE events (answer TEXT, seq INTEGER, data BLOB NOT NULL, tokens BLOB NOT NULL, "
-        "completion_tokens INTEGER NOT NULL, PRIMARY KEY (answer, seq)) WITHOUT ROWID"
-    )
-
-
-def _shares(db: sqlite_utils.Database) -> None:
-    # The first tables are made from the dataclasses as they are today.
-    if "period" not in db.table("answers").columns_dict:
-        db.table("answers").add_column("period", int)
-    share_tables.create(db)
-
-
-def _answers_have_weights(db: sqlite_utils.Database) -> None:
-    db.execute("ALTER TABLE answers ADD COLUMN weights TEXT NOT NULL DEFAULT ''")
-
-
-MIGRATIONS: Final[tuple[Callable[[sqlite_utils.Database], None], ...]] = (
-    _first_tables,
-    _shares,
-    _answers_have_weights,
-)
-"""Append only: `PRAGMA user_version` counts how many a file has seen."""
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    db = sqlite_utils.Database(connection)
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise UserError("ledger-too-new", "The ledger was written by a newer oda; update oda.")
-    for number, migrate in enumerate(MIGRATIONS[version:], version + 1):
-        connection.execute("BEGIN IMMEDIATE")
-        migrate(db)
-        connection.execute(f"PRAGMA user_version = {number}")
-        connection.execute("COMMIT")
-
-
-def _lock(path: Path) -> int:
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(
-            "already-running", f"Another provider is running on {path.parent}; stop it first."
-        ) from None
-    return handle

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 EXIT_CODES.update(
     {
-        "store-in-use": ExitCode.IN_USE,
         "peer-banned": ExitCode.REFUSED,
         "no-proof": ExitCode.UNREACHABLE,
     }

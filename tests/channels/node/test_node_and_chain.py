@@ -137,7 +137,7 @@ async def test_a_second_daemon_on_one_directory_is_refused(nodes: Nodes) -> None
     )
     _, errors = await second.communicate()
     assert second.returncode == 1
-    assert errors.decode().splitlines()[-1].startswith("Another node is running on")
+    assert errors.decode().splitlines()[-1].startswith("Another process has")
     assert (await alice.rpc.getinfo()).id == alice.id
 
 
