@@ -138,7 +138,12 @@ async def test_a_payer_waits_for_a_payee_that_is_started_again(nodes: Nodes) -> 
         rows = await forwards(hub, status="local_failed")
         return any(row["failreason"] == "temporary_channel_failure" for row in rows)
 
+    async def away() -> bool:
+        return not all(c["peer_connected"] for c in await hub.channels())
+
     await provider.kill()
+    # An HTLC that was signed for the provider a moment before would only wait for its return.
+    await until(away, "the hub has noticed")
     first = asyncio.create_task(user.pay(texts[0], maxfee=FEE))
     await until(refused, "the hub has said that the provider is away")
     assert [p.status for p in await user.rpc.listpays()] == ["pending"]
