@@ -136,7 +136,7 @@ async def test_a_payer_waits_for_a_payee_that_is_started_again(nodes: Nodes) -> 
 
     async def refused() -> bool:
         rows = await forwards(hub, status="local_failed")
-        return any(row["failreason"] == "temporary_channel_failure" for row in rows)
+        return any(row["failreason"] == "WIRE_TEMPORARY_CHANNEL_FAILURE" for row in rows)
 
     async def away() -> bool:
         return not all(c["peer_connected"] for c in await hub.channels())
