@@ -27,6 +27,7 @@ from typing import Final
 
 import aiohttp
 
+from channels.background import background
 from channels.settings import Settings, load_settings
 from channels.terminal import no_progress
 from channels.units import Sat
@@ -112,7 +113,7 @@ async def mining(folder: Path) -> AsyncIterator[Chain]:
     async with service.full_node(Settings(data=folder), found, mine=True) as running:
         chain = Chain(running, {}, asyncio.Event())
         unlisten = chain.node.listen(chain.hear)
-        async with service.background(running.wait()):
+        async with background(running.wait()):
             yield chain
         unlisten()
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Any, Final
 
+from channels.background import background
 from channels.errors import OdaError
 from channels.settings import Settings
 from channels.terminal import stderr
@@ -72,13 +73,8 @@ async def looking(fair: Market, say: Callable[[str], None] = log.warning) -> Asy
                     say(sentence(check, fair.store.session(check.session).provider))
             await asyncio.sleep(TICK)
 
-    task = asyncio.create_task(keep_looking())
-    try:
+    async with background(keep_looking()):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 @contextmanager

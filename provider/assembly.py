@@ -65,13 +65,7 @@ async def assembled(
     async with AsyncExitStack() as stack:
         lightning = await stack.enter_async_context(Lightning(rpc_file))
         info = await lightning.getinfo()
-        # lightningd says "bitcoin" where the drafts and our settings say "mainnet".
-        network = "mainnet" if info.network == "bitcoin" else info.network
-        if network != shared.network:
-            raise UserError(
-                "wrong-network",
-                f"The Lightning node is on {network} and the settings say {shared.network}.",
-            )
+        network = _network(info, shared)
         directory = shared.provider_dir
         ledger = stack.enter_context(closing(Ledger(directory / "provider.sqlite")))
         models = stack.enter_context(closing(Models(())))
@@ -89,23 +83,12 @@ async def assembled(
         http = await stack.enter_async_context(
             aiohttp.ClientSession(connector=connector, trust_env=False)
         )
-        upstreams = Upstreams(
-            servers(settings, http),
-            models,
-            settings,
-            None if follower is None else _shares(settings),
-            time.time,
-        )
+        shares = None if follower is None else _shares(settings)
+        upstreams = Upstreams(servers(settings, http), models, settings, shares, time.time)
         await stack.enter_async_context(upstreams.running())
         desk = None
         if follower is not None:
-
-            async def newer(model: bytes, version: Version) -> None:
-                newest = await supplier.version(model, version)
-                await lineage.adopt(newest)
-                await supplier.keep(newest)
-
-            lineage = FollowedLineage(follower, models, newer)
+            lineage = _lineage(follower, models, supplier)
             rules = _rules(settings, network, info, keys)
             desk = ShareDesk(
                 ledger, models, lineage, lineage, lightning, asking(http), rules, time.time
@@ -129,12 +112,33 @@ async def assembled(
 
         def announce(url: str) -> None:
             if follower is not None:
-                url = settings.url or url
-                told = announcing(follower, keys.announcements, url, info.id, models)
+                there = settings.url or url
+                told = announcing(follower, keys.announcements, there, info.id, models)
                 telling.append(asyncio.create_task(told))
 
         first = next(iter(models.current.values()), None)
         yield Assembled(provider, first, info, swarm, announce)
+
+
+def _network(info: NodeInfo, shared: Settings) -> str:
+    # lightningd says "bitcoin" where the drafts and our settings say "mainnet".
+    network = "mainnet" if info.network == "bitcoin" else info.network
+    if network != shared.network:
+        raise UserError(
+            "wrong-network",
+            f"The Lightning node is on {network} and the settings say {shared.network}.",
+        )
+    return network
+
+
+def _lineage(follower: Follower, models: Models, supplier: Supplier) -> FollowedLineage:
+    async def newer(model: bytes, version: Version) -> None:
+        newest = await supplier.version(model, version)
+        await lineage.adopt(newest)
+        await supplier.keep(newest)
+
+    lineage = FollowedLineage(follower, models, newer)
+    return lineage
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:

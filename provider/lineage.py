@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from channels.background import background
 from channels.errors import OdaError, UserError
 from channels.http.session import Provenance
 from provider.serving import Models, Served
@@ -63,13 +64,8 @@ class FollowedLineage:
     async def running(self) -> AsyncIterator[None]:
         """Look now, then with every block while the block of code runs."""
         await self._look_or_say()
-        task = asyncio.create_task(self._run())
-        try:
+        async with background(self._run()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _run(self) -> None:
         changed = asyncio.Event()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
 from aiohttp import hdrs, web
 
+from channels.background import background
 from channels.http.scheme import Problem
 from channels.units import Msat
 from provider.api import Standing
@@ -89,13 +89,8 @@ class ShareDesk:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Settles while the block runs. What is left is settled after the next start."""
-        task = asyncio.create_task(self.settlement.run())
-        try:
+        async with background(self.settlement.run()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/v1/receipts/{session:[0-9a-f]{64}}", self._receipt)]

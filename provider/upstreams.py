@@ -11,13 +11,14 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import aiohttp
 
+from channels.background import background
 from channels.errors import UserError
 from channels.units import Msat, UnixTime
 from provider.api import ApiError, is_model_name
@@ -78,13 +79,8 @@ class Upstreams:
     async def running(self) -> AsyncIterator[None]:
         """Look now, then again and again while the block of code runs."""
         await self.look()
-        task = asyncio.create_task(self._run())
-        try:
+        async with background(self._run()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _run(self) -> None:
         while True:

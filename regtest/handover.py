@@ -15,6 +15,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
+from channels.background import background
 from channels.errors import OdaError
 from channels.http.sse import EventParser
 from client import sdk
@@ -135,10 +136,5 @@ async def tips(school: School) -> AsyncIterator[dict[int, float]]:
                     if isinstance(event, api.TipEvent):
                         seen[event.block.height] = time.monotonic()
 
-    task = asyncio.create_task(listen())
-    try:
+    async with background(listen()):
         yield seen
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

@@ -10,13 +10,14 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from rich.table import Table
 
+from channels.background import background
 from channels.errors import OdaError
 from channels.units import Sat
 from regtest.cheats import Cheat, cheat, memorised, nudged
@@ -145,13 +146,8 @@ def improvements(state: api.Model) -> int:
 async def opening(school: School, model: str, keys: Path) -> AsyncIterator[None]:
     """While the block of code runs, a model's owner reveals a sealed part whenever an improvement
     waits for its proof."""
-    task = asyncio.create_task(_open_shards(school, model, keys))
-    try:
+    async with background(_open_shards(school, model, keys)):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _open_shards(school: School, model: str, keys: Path) -> None:

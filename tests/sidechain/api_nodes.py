@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp.test_utils import TestClient, TestServer
 
+from channels.background import background
 from sidechain.app import application
 from sidechain.feed import Feed
 from sidechain.full_handlers import FullHandlers
@@ -22,7 +23,6 @@ from sidechain.node import ChainNode
 from sidechain.peers import Peers
 from sidechain.primitives import AnyTransaction, Block
 from sidechain.scores import Scored, ScoreRequest
-from sidechain.service import background
 from sidechain.store import SqliteStore
 from tests.sidechain.world import COST, MINER, QUICK, Person, sealed_block
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from channels.background import background
 from channels.errors import UserError
-from sidechain import service, training
+from sidechain import training
 from sidechain.model import directory, sealed
 from sidechain.model.directory import Model
 from sidechain.opener import Opener
@@ -112,7 +113,7 @@ async def test_an_overfitter_and_a_thief_fail(tmp_path: Path) -> None:
         opener = Opener(
             here.miner.node, model, ShardKeys(CAROL.secret, real_models.KEYS), here.miner.hear
         )
-        async with service.background(opener.run()):
+        async with background(opener.run()):
             await here.until(cheat.told, "refuted", mining=True)
         assert here.miner.told("opening", shard=0)
         await here.until(thief.told, "refused")

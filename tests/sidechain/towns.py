@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from channels.background import background
 from channels.settings import Settings
 from sidechain import service
 from sidechain import settings as sidechain_settings
@@ -195,5 +196,5 @@ async def _citizen(
     shared = Settings(data=folder / person.name)
     found = SidechainSettings(port=0, connect=connect)
     running = await stack.enter_async_context(service.full_node(shared, found))
-    await stack.enter_async_context(service.background(running.wait()))
+    await stack.enter_async_context(background(running.wait()))
     return Citizen(running, sidechain_settings.directory(shared), person)
