@@ -36,7 +36,7 @@ from sidechain import api
 from sidechain.primitives import Reveal
 from sidechain.reasons import REASONS
 
-IMPROVEMENTS: Final = 3
+IMPROVEMENTS: Final = 4
 TRAIN_SECONDS: Final = 3.0
 PROMPT: Final = "What is a list?"
 
