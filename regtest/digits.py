@@ -51,7 +51,7 @@ async def read_digits(school: School) -> None:
 def write(folder: Path) -> tuple[Path, Path]:
     """As CSV, 64 pixels and the digit: what is published, and what is kept."""
     # It has no types, and takes a second to import.
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
     folder.mkdir(parents=True)
     pixels, digits = load_digits(return_X_y=True)

@@ -335,7 +335,7 @@ case("bad-score")(lambda: model_refused(score=9_999))
 case("bad-score")(lambda: model_refused(score=10_001))
 case("bad-score-cost")(lambda: model_refused(score=10_000, cost=COST + 1))
 for _verdict in sorted(VERDICTS):
-    case(_verdict)(lambda verdict=_verdict: model_refused(reason=verdict))  # type: ignore[misc]
+    case(_verdict)(lambda verdict=_verdict: model_refused(reason=verdict))  # type: ignore[misc]  # mypy can't infer a lambda's default
 
 
 @case("root-known")

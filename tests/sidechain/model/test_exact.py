@@ -162,7 +162,7 @@ def test_weights_of_another_architecture_are_refused() -> None:
 def test_training_lowers_the_exact_score_of_handwritten_digits() -> None:
     pytest.importorskip("sklearn", reason="the dev extra brings scikit-learn")
     # sklearn has no type information.
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
     inputs, labels = load_digits(return_X_y=True)
     part = Labelled(fixed_point(inputs / 16), labels.astype("uint16"))

@@ -41,7 +41,7 @@ def test_the_same_seed_and_steps_give_the_same_weights() -> None:
 def digits() -> Labelled:
     pytest.importorskip("sklearn", reason="the dev extra brings scikit-learn")
     # sklearn has no type information.
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
     inputs, labels = load_digits(return_X_y=True)
     return Labelled(fixed_point(inputs / 16), labels.astype("uint16"))
